@@ -1,0 +1,1 @@
+"""What keeps proxies off the user's event loop: the I/O thread, flights, per-loop clients, fork."""

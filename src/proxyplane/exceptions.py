@@ -1,0 +1,222 @@
+"""Every error proxyplane raises; one root, and this module imports nothing of the package.
+
+The tree (a second base in brackets keeps ``except`` clauses written for the built-in working)::
+
+    ProxyPlaneError
+    ├── ConfigError [ValueError]             a URL, option or environment variable is wrong
+    │   └── UnknownSchemeError               no connector is registered for this URL scheme
+    ├── StoreError
+    │   ├── StoreClosedError                 you closed it
+    │   ├── StoreExistsError                 the name is taken by a store with another configuration
+    │   ├── StoreNotFoundError               no store of this name is registered in this process
+    │   └── NonProxiableTypeError [TypeError]
+    ├── ConnectorError                       the medium, or the way to it, failed
+    │   ├── ConnectorClosedError             you closed it
+    │   ├── ConnectorUnavailableError        cannot be reached: refused, no such host, no permission
+    │   ├── ConnectorLostError               it broke in the middle; the operation may have happened
+    │   ├── KeyExistsError                   keys are write-once and this one is taken
+    │   ├── ObjectLostError                  the key is known, but its object is gone
+    │   ├── ObjectTooLargeError              no such object can ever fit
+    │   ├── StoreFullError                   there is no room now
+    │   └── WrongProcessError                the object lives in the memory of another process
+    ├── SerializationError                   bytes that are no object, or an object that is no bytes
+    ├── ProxyResolveError                    the target of a proxy could not be had; see `.cause`
+    │   ├── ProxyResolveMissingKeyError      its key is not in the store
+    │   └── ProxyResolveCycleError           decoders wait for each other
+    └── BlockingCallError [RuntimeError]     a blocking call where it must not block
+        └── IOThreadError                    the library's own loop thread is gone
+
+    BlockingResolveWarning [RuntimeWarning]  a blocking call or touch stalled a running event loop
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = [
+    "BlockingCallError",
+    "BlockingResolveWarning",
+    "ConfigError",
+    "ConnectorClosedError",
+    "ConnectorError",
+    "ConnectorLostError",
+    "ConnectorUnavailableError",
+    "IOThreadError",
+    "KeyExistsError",
+    "NonProxiableTypeError",
+    "ObjectLostError",
+    "ObjectTooLargeError",
+    "ProxyPlaneError",
+    "ProxyResolveCycleError",
+    "ProxyResolveError",
+    "ProxyResolveMissingKeyError",
+    "SerializationError",
+    "StoreClosedError",
+    "StoreError",
+    "StoreExistsError",
+    "StoreFullError",
+    "StoreNotFoundError",
+    "UnknownSchemeError",
+    "WrongProcessError",
+]
+
+
+class ProxyPlaneError(Exception):
+    """Root of everything this package raises on purpose.
+
+    Args:
+        message: What happened.
+        hint: What to do next; printed after the message.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n  hint: {self.hint}" if self.hint else message
+
+
+class ConfigError(ProxyPlaneError, ValueError):
+    """A URL, an option or an environment variable is wrong."""
+
+
+class UnknownSchemeError(ConfigError):
+    """No connector is registered for this URL scheme."""
+
+
+class StoreError(ProxyPlaneError):
+    """A store was used in a way it cannot serve."""
+
+
+class StoreClosedError(StoreError):
+    """The store was closed by its owner."""
+
+
+class StoreExistsError(StoreError):
+    """The name is taken, in this process, by a store with another configuration."""
+
+
+class StoreNotFoundError(StoreError):
+    """No store of this name is registered in this process."""
+
+
+class NonProxiableTypeError(StoreError, TypeError):
+    """The object cannot be behind a proxy: `None` and `bool` are compared with ``is``."""
+
+
+class ConnectorError(ProxyPlaneError):
+    """The medium, or the way to it, failed."""
+
+
+class ConnectorClosedError(ConnectorError):
+    """The connector was closed by its owner."""
+
+
+class ConnectorUnavailableError(ConnectorError):
+    """The medium cannot be reached: connection refused, no such host, no permission."""
+
+
+class ConnectorLostError(ConnectorError):
+    """The medium was lost in the middle of an operation, which may or may not have happened."""
+
+
+class KeyExistsError(ConnectorError):
+    """Keys are write-once and this one is taken; what it holds is unchanged."""
+
+
+class ObjectLostError(ConnectorError):
+    """The key is known to have held an object, and the object is gone."""
+
+
+class ObjectTooLargeError(ConnectorError):
+    """The object exceeds what the medium can ever hold under one key."""
+
+
+class StoreFullError(ConnectorError):
+    """The medium has no room for the object now; nothing was written."""
+
+
+class WrongProcessError(ConnectorError):
+    """The object lives in the memory of another process."""
+
+
+class SerializationError(ProxyPlaneError):
+    """Bytes that do not decode to an object, or an object that does not encode to bytes.
+
+    Attributes:
+        reason: Which of the ways it failed.
+    """
+
+    Reason = Literal[
+        "empty", "foreign", "version", "truncated", "trailing", "corrupt", "codec", "encode", "decode"
+    ]
+
+    def __init__(self, message: str, *, reason: Reason, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_serialization_error, (type(self), self.args[0], self.reason, self.hint)
+
+
+class ProxyResolveError(ProxyPlaneError):
+    """The target of a proxy could not be had.
+
+    Attributes:
+        cause: The exception that the factory raised, also in ``__cause__``.
+    """
+
+    def __init__(
+        self, message: str, *, cause: BaseException | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.cause = cause
+
+
+class ProxyResolveMissingKeyError(ProxyResolveError):
+    """The key of a proxy is not in its store.
+
+    Attributes:
+        key: The key that is missing.
+        store: Name of the store.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: str = "",
+        store: str = "",
+        cause: BaseException | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, cause=cause, hint=hint)
+        self.key = key
+        self.store = store
+
+
+class ProxyResolveCycleError(ProxyResolveError):
+    """Two decoders wait for each other's object, which would never end."""
+
+
+class BlockingCallError(ProxyPlaneError, RuntimeError):
+    """A blocking call was made where it must not block."""
+
+
+class IOThreadError(BlockingCallError):
+    """The library's event-loop thread cannot serve: it ended, or the interpreter is exiting."""
+
+
+class BlockingResolveWarning(RuntimeWarning):
+    """A blocking call, or a touch of an unresolved proxy, stalled a running event loop."""
+
+
+def _rebuild_serialization_error(
+    cls: type[SerializationError],
+    message: str,
+    reason: SerializationError.Reason,
+    hint: str | None,
+) -> SerializationError:
+    return cls(message, reason=reason, hint=hint)
