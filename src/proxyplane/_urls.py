@@ -1,0 +1,69 @@
+"""What all URLs of the package share: their check, and the hiding of secrets in messages."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from proxyplane.exceptions import ConfigError
+
+__all__ = ["SCHEME", "bad", "check_connector_url", "redact"]
+
+# Not a scheme but a host with its port: "localhost:6379".
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):(?!\d+(?:/|$))")
+_HOST_PORT = re.compile(r"[^:/]+:\d+(?:/|$)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+# A password may itself hold "@" and, badly encoded, "/": everything up to the last "@" is hidden.
+_USERINFO = re.compile(r"(//(?!\[)[^/?#:@]*:).+@", re.DOTALL)
+# When it is about to refuse a URL, a number and then a path is the port of a host without a user.
+_SECRET_USERINFO = re.compile(r"//(?!\[)[^/?#:@]*:(?!\d*[/?#]).+@", re.DOTALL)
+_PARAMETER = re.compile(
+    r"([?&;][^=&;#]*(?:password|passwd|passphrase|pwd|secret|token|credentials?"
+    r"|(?:access|account|api|auth|private|secret|signing)[-_]?key)=)[^&;#]+",
+    re.IGNORECASE,
+)
+
+
+def redact(url: str) -> str:
+    """The URL with every password and key replaced by ``***``, fit for a message or a repr."""
+    return _PARAMETER.sub(r"\1***", _USERINFO.sub(r"\1***@", url))
+
+
+def bad(field: str, value: object, wanted: str) -> ConfigError:
+    """The error for a value that cannot be; names the field, the value and what it must be."""
+    shown = redact(value) if isinstance(value, str) else value
+    return ConfigError(f"{field}={shown!r} is not possible; it must be {wanted}")
+
+
+def check_connector_url(url: str) -> None:
+    """Refuses what cannot be a connector URL, whatever its scheme.
+
+    Raises:
+        ConfigError: It is no URL, or has a fragment, a control character or a secret.
+    """
+    if not isinstance(url, str) or not SCHEME.match(url):
+        hint = None
+        if isinstance(url, str) and url.startswith(("/", ".", "~")):
+            hint = f"for a directory: file://{os.path.abspath(os.path.expanduser(url))}"
+        elif isinstance(url, str) and _HOST_PORT.match(url):
+            hint = f"for a Redis server: redis://{url}"
+        raise ConfigError(
+            f"connector={redact(str(url))!r} is not possible; it must be a URL like 'file:' or "
+            "'redis://localhost:6379'",
+            hint=hint,
+        )
+    if "#" in url:
+        raise ConfigError(
+            f"connector={redact(url)!r} is not possible; a connector URL has no fragment",
+            hint="after # stands the name of a store; write # inside a path as %23",
+        )
+    if _CONTROL.search(url):
+        raise bad("connector", url, "a URL without control characters")
+    if _SECRET_USERINFO.search(url) or _PARAMETER.search(url):
+        raise ConfigError(
+            f"connector={redact(url)!r} is not possible; it holds a secret, and it would travel "
+            "inside every proxy",
+            hint="put the secret into an environment variable of each process and name the "
+            "variable, for example redis://user@host:6379?password_env=REDIS_PASSWORD",
+        )

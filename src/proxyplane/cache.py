@@ -1,0 +1,130 @@
+"""What a store keeps in memory: the objects used last, bounded by their number and their bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any, Final
+
+from proxyplane._runtime.fork import on_fork
+
+__all__ = ["MISSING", "LRUCache"]
+
+
+class _Missing:
+    """The type of `MISSING`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+"""What `LRUCache.get` returns for a key it does not hold, since any object may be held."""
+
+
+class LRUCache:
+    """Keeps the objects that were used last; safe to use from any number of threads.
+
+    An object that is dropped may run any code: its finaliser, which may use this very cache, or
+    the closing of a mapped file. So nothing is dropped while the lock is held. The garbage
+    collector may still run a finaliser there, in the middle of a change; it can get and drop, and
+    what it puts is not kept.
+
+    Args:
+        max_items: How many objects it holds at most; 0 disables it.
+        max_bytes: How many bytes they may have together; 0 disables it. An object that alone has
+            more is not kept.
+    """
+
+    def __init__(self, max_items: int, max_bytes: int) -> None:
+        self.max_items = max_items
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._nbytes = 0
+        self._changing = False
+        self._lock = threading.RLock()  # a finaliser may come back in the same thread
+        on_fork(self)
+
+    def after_fork_in_child(self) -> None:
+        """Replaces the lock; the objects are as good in the child, so they stay."""
+        # Another thread may have held the lock in the middle of a change, which leaves the sum
+        # out of step with the objects.
+        self._lock = threading.RLock()
+        self._changing = False
+        self._nbytes = sum(size for _, size in self._entries.values())
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all objects in the cache, as told to `put`."""
+        return self._nbytes
+
+    def get(self, key: str) -> Any:
+        """The object of a key, from now on the one used last; `MISSING` when it is not here."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return MISSING
+            self._entries.move_to_end(key)
+            return entry[0]
+
+    def put(self, key: str, obj: Any, size: int) -> None:
+        """Keeps an object in place of what the key held, and drops those used longest ago.
+
+        Args:
+            key: Its key.
+            obj: Any object, `None` included.
+            size: Its bytes.
+        """
+        keep = self.max_items > 0 and self.max_bytes > 0 and size <= self.max_bytes
+        entry = (obj, size)
+        dropped: list[tuple[Any, int]] = []
+        with self._lock:
+            if self._changing:
+                return
+            self._changing = True
+            try:
+                self._remove(key, dropped)
+                if keep:
+                    self._entries[key] = entry
+                    self._nbytes += size
+                    while len(self._entries) > self.max_items or self._nbytes > self.max_bytes:
+                        self._remove(next(iter(self._entries)), dropped)
+            finally:
+                self._changing = False
+        dropped.clear()
+
+    def _remove(self, key: str, dropped: list[tuple[Any, int]]) -> None:
+        # The sum changes only by what went in or out, never to a fixed value: so it is right
+        # whatever a finaliser does between the two lines.
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._nbytes -= entry[1]
+            dropped.append(entry)
+
+    def pop(self, key: str) -> Any:
+        """Drops a key and returns its object; `MISSING` when it is not here."""
+        dropped: list[tuple[Any, int]] = []
+        with self._lock:
+            self._remove(key, dropped)
+        return dropped[0][0] if dropped else MISSING
+
+    def clear(self) -> None:
+        """Drops everything."""
+        with self._lock:
+            dropped, self._entries = self._entries, OrderedDict()
+            self._nbytes -= sum(size for _, size in dropped.values())
+        dropped.clear()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return (
+            f"<LRUCache {len(self)} of {self.max_items} objects, "
+            f"{self._nbytes} of {self.max_bytes} bytes>"
+        )
