@@ -63,11 +63,11 @@ class LRUCache:
     def get(self, key: str) -> Any:
         """The object of a key, from now on the one used last; `MISSING` when it is not here."""
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
+            try:
+                self._entries.move_to_end(key)
+                return self._entries[key][0]
+            except KeyError:
                 return MISSING
-            self._entries.move_to_end(key)
-            return entry[0]
 
     def put(self, key: str, obj: Any, size: int) -> None:
         """Keeps an object in place of what the key held, and drops those used longest ago.
@@ -90,18 +90,20 @@ class LRUCache:
                     self._entries[key] = entry
                     self._nbytes += size
                     while len(self._entries) > self.max_items or self._nbytes > self.max_bytes:
-                        self._remove(next(iter(self._entries)), dropped)
+                        self._remove(None, dropped)
             finally:
                 self._changing = False
         dropped.clear()
 
-    def _remove(self, key: str, dropped: list[tuple[Any, int]]) -> None:
-        # The sum changes only by what went in or out, never to a fixed value: so it is right
-        # whatever a finaliser does between the two lines.
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._nbytes -= entry[1]
-            dropped.append(entry)
+    def _remove(self, key: str | None, dropped: list[tuple[Any, int]]) -> None:
+        # One call takes an entry out, and the sum changes only by what went in or out, never to
+        # a fixed value: so both are right whatever a finaliser does between any two lines.
+        try:
+            entry = self._entries.popitem(last=False)[1] if key is None else self._entries.pop(key)
+        except KeyError:
+            return
+        self._nbytes -= entry[1]
+        dropped.append(entry)
 
     def pop(self, key: str) -> Any:
         """Drops a key and returns its object; `MISSING` when it is not here."""
