@@ -53,15 +53,20 @@ def register_connector(scheme: str, cls: type[Connector]) -> None:
     if not isinstance(cls, type) or not issubclass(cls, Connector):
         raise bad("cls", cls, "a subclass of proxyplane.Connector")
     scheme = scheme.lower()
-    # One atomic step decides between two threads that register at once.
-    taken = _BUILT_IN.get(scheme) or _import_string(_registered.setdefault(scheme, cls))
+    built_in = _BUILT_IN.get(scheme)
+    if built_in is not None:
+        if cls.__module__.startswith("proxyplane.") and cls is connector_class(scheme):
+            return
+        taken = built_in
+    else:
+        # One atomic step decides between two threads that register at once.
+        taken = _import_string(_registered.setdefault(scheme, cls))
     if taken != _import_string(cls):
         raise ConfigError(
             f"the scheme {scheme!r} is taken by {taken}, so {_import_string(cls)} cannot have it",
             hint="choose another scheme",
         )
-    if scheme not in _BUILT_IN:
-        _registered[scheme] = cls
+    _registered[scheme] = cls
 
 
 def known_schemes() -> list[str]:

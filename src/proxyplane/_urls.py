@@ -30,10 +30,10 @@ def redact(url: str) -> str:
     return _PARAMETER.sub(r"\1***", _USERINFO.sub(r"\1***@", url))
 
 
-def bad(field: str, value: object, wanted: str) -> ConfigError:
+def bad(field: str, value: object, wanted: str, *, hint: str | None = None) -> ConfigError:
     """The error for a value that cannot be; names the field, the value and what it must be."""
     shown = redact(value) if isinstance(value, str) else value
-    return ConfigError(f"{field}={shown!r} is not possible; it must be {wanted}")
+    return ConfigError(f"{field}={shown!r} is not possible; it must be {wanted}", hint=hint)
 
 
 def check_connector_url(url: str) -> None:
@@ -42,28 +42,30 @@ def check_connector_url(url: str) -> None:
     Raises:
         ConfigError: It is no URL, or has a fragment, a control character or a secret.
     """
-    if not isinstance(url, str) or not SCHEME.match(url):
+    wanted = "a URL like 'file:' or 'redis://localhost:6379'"
+    if not isinstance(url, str):
+        raise bad("connector", url, wanted)
+    if not SCHEME.match(url):
         hint = None
-        if isinstance(url, str) and url.startswith(("/", ".", "~")):
+        if url.startswith(("/", ".", "~")):
             hint = f"for a directory: file://{os.path.abspath(os.path.expanduser(url))}"
-        elif isinstance(url, str) and _HOST_PORT.match(url):
+        elif _HOST_PORT.match(url):
             hint = f"for a Redis server: redis://{url}"
-        raise ConfigError(
-            f"connector={redact(str(url))!r} is not possible; it must be a URL like 'file:' or "
-            "'redis://localhost:6379'",
-            hint=hint,
-        )
+        raise bad("connector", url, wanted, hint=hint)
     if "#" in url:
-        raise ConfigError(
-            f"connector={redact(url)!r} is not possible; a connector URL has no fragment",
+        raise bad(
+            "connector",
+            url,
+            "a URL without a fragment",
             hint="after # stands the name of a store; write # inside a path as %23",
         )
     if _CONTROL.search(url):
         raise bad("connector", url, "a URL without control characters")
     if _SECRET_USERINFO.search(url) or _PARAMETER.search(url):
-        raise ConfigError(
-            f"connector={redact(url)!r} is not possible; it holds a secret, and it would travel "
-            "inside every proxy",
+        raise bad(
+            "connector",
+            url,
+            "a URL without a secret, since it travels inside every proxy",
             hint="put the secret into an environment variable of each process and name the "
             "variable, for example redis://user@host:6379?password_env=REDIS_PASSWORD",
         )

@@ -196,6 +196,11 @@ class StoreConfig:
         if not isinstance(url, str):
             raise bad("url", url, "a string")
         connector, _, fragment = url.partition("#")
+        if "#" in fragment:
+            raise ConfigError(
+                f"the store URL {redact(url)!r} has two '#'",
+                hint="write # inside a path or a name as %23",
+            )
         quoted, *options = fragment.split(";")
         values: dict[str, Any] = {}
         for option in options:

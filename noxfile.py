@@ -1,0 +1,165 @@
+"""Checks and tests: ``pip install nox && nox``. The Redis tests bring their own server.
+
+The tests run against the built wheel, on every Python of 3.11 to 3.13 that is installed here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_external_run = True
+# A Python that was found and cannot be used is a failure, not a session that is left out.
+nox.options.error_on_missing_interpreters = True
+
+VERSIONS = ("3.11", "3.12", "3.13")
+ROOT = Path(__file__).parent
+DIST = ROOT / ".nox" / "dist"
+RESULTS = ROOT / ".nox" / "results"
+PROBE = "import sys; print('%d.%d' % sys.version_info[:2]); print(sys.executable)"
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+
+def candidates(version: str) -> list[str]:
+    """Where a Python of a version may be; some of these exist and do not run (pyenv's shims)."""
+    home = Path.home()
+    pyenv = Path(os.environ.get("PYENV_ROOT") or home / ".pyenv")
+    uv = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or home / ".local/share/uv/python")
+    found = [sys.executable]
+    for directory in os.get_exec_path():
+        for name in (f"python{version}", "python3", "python"):
+            found.append(shutil.which(name, path=directory) or "")
+    for versions, pattern in (
+        (pyenv / "versions", f"{version}*/bin/python{version}"),
+        (uv, f"cpython-{version}*/bin/python{version}"),
+        (Path("/usr/local/bin"), f"python{version}"),
+        (Path("/opt"), f"*/bin/python{version}"),
+        (Path("/Library/Frameworks/Python.framework/Versions"), f"{version}/bin/python{version}"),
+    ):
+        found += sorted(map(str, versions.glob(pattern)), reverse=True)
+    return [path for path in dict.fromkeys(found) if path]
+
+
+def find_pythons() -> dict[str, str]:
+    """The interpreter of each version that is installed, tried by running it."""
+    found: dict[str, str] = {}
+    for version in VERSIONS:
+        for path in candidates(version):
+            if version in found:
+                break
+            try:
+                done = subprocess.run(
+                    [path, "-I", "-c", PROBE],
+                    capture_output=True,
+                    text=True,
+                    timeout=30,
+                    check=False,
+                )
+            except (OSError, subprocess.TimeoutExpired):
+                continue
+            lines = done.stdout.splitlines()
+            if done.returncode == 0 and len(lines) == 2 and lines[0] in VERSIONS:
+                found.setdefault(lines[0], lines[1])
+    return {version: found[version] for version in VERSIONS if version in found}
+
+
+PYTHONS = find_pythons()
+OLDEST, *_, NEWEST = [*PYTHONS.values(), *PYTHONS.values()] or [sys.executable] * 2
+
+nox.options.sessions = ["lint", "types", *(f"tests-{version}" for version in PYTHONS), "report"]
+
+
+def install(session: nox.Session, group: str, *packages: str) -> None:
+    """Installs packages and a dependency group in one resolution."""
+    session.install(*packages, *nox.project.dependency_groups(PROJECT, group))
+
+
+@nox.session(python=OLDEST)
+def lint(session: nox.Session) -> None:
+    """Style and likely bugs: ruff."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=OLDEST)
+def types(session: nox.Session) -> None:
+    """Strict mypy."""
+    install(session, "types", "-e", ".")
+    session.run("mypy")
+
+
+@nox.session(python=NEWEST)
+def build(session: nox.Session) -> None:
+    """The wheel that the tests run against."""
+    session.install("build")
+    for old in (DIST, RESULTS):
+        shutil.rmtree(old, ignore_errors=True)
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(DIST), ".", silent=True)
+
+
+def run_tests(session: nox.Session, version: str) -> None:
+    """Runs the tests on one Python and leaves their count for the report."""
+    (wheel,) = DIST.glob("*.whl")
+    install(session, "test", f"proxyplane[demo,uvloop] @ {wheel.as_uri()}")
+    # In an environment that is used again (`nox -r`) a new wheel of the same version is not new.
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    # Neither the checkout nor a setting of this shell may stand in for the wheel.
+    environment = {"PYTHONPATH": None, "PYTHONWARNINGS": None, "PYTEST_ADDOPTS": None}
+    where = session.run(
+        "python",
+        "-c",
+        "import proxyplane; print(proxyplane.__file__)",
+        silent=True,
+        env=environment,
+    )
+    if "site-packages" not in str(where):
+        session.error(f"the tests would run against {where}, not against the wheel")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    result = RESULTS / f"{version}.xml"
+    result.unlink(missing_ok=True)
+    session.run("python", "-m", "pytest", f"--junitxml={result}", *session.posargs, env=environment)
+
+
+for _version, _path in PYTHONS.items():
+
+    @nox.session(name=f"tests-{_version}", python=_path, requires=["build"])
+    def run_all(session: nox.Session, version: str = _version) -> None:
+        """The tests on one Python."""
+        run_tests(session, version)
+
+
+@nox.session(python=False)
+def report(session: nox.Session) -> None:
+    """Which Pythons were found and what ran on each; fails if one is missing."""
+    if not PYTHONS:
+        session.error(f"none of Python {', '.join(VERSIONS)} is installed here")
+    failed = False
+    for version in VERSIONS:
+        path = PYTHONS.get(version)
+        result = RESULTS / f"{version}.xml"
+        if path is None:
+            session.log(f"Python {version}: not installed here")
+        elif not result.exists():
+            session.log(f"Python {version}: DID NOT RUN, though installed at {path}")
+            failed = True
+        else:
+            suite = next(ET.parse(result).iter("testsuite"))
+            count = {name: int(suite.get(name, 0)) for name in ("tests", "skipped")}
+            bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+            passed = count["tests"] - count["skipped"] - bad
+            session.log(
+                f"Python {version}: {passed} passed, {bad} failed, {count['skipped']} skipped "
+                f"in {float(suite.get('time', 0)):.0f} s, with {path}"
+            )
+            failed = failed or bad > 0 or passed == 0
+    if failed:
+        session.error("not every installed Python passed")
