@@ -24,7 +24,10 @@ VERSIONS = ("3.11", "3.12", "3.13")
 ROOT = Path(__file__).parent
 DIST = ROOT / ".nox" / "dist"
 RESULTS = ROOT / ".nox" / "results"
-PROBE = "import sys; print('%d.%d' % sys.version_info[:2]); print(sys.executable)"
+PROBE = (
+    "import sys; print('%d.%d' % sys.version_info[:2]);"
+    "print(getattr(sys, '_base_executable', '') or sys.executable)"
+)
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
 
