@@ -1,0 +1,217 @@
+"""Parts to frames, and one buffer back to slices of it: the byte format, and nothing of objects.
+
+``docs/format.md`` draws every byte.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pickle import PickleBuffer
+from typing import Any, Final, Literal, NamedTuple
+
+import msgpack
+
+from proxyplane.abc import Buffer, Parts
+from proxyplane.exceptions import SerializationError
+
+MAGIC: Final = b"\xc1PXP"  # no UTF-8 text, no pickle and no msgpack begins with this byte
+VERSION: Final = 1
+OLDEST: Final = max(1, VERSION - 1)  # readers accept this version and the one before
+ALIGN: Final = 64
+CHECKSUM: Final = "crc32"
+PREAMBLE: Final = struct.Struct("<4sBBHII")
+
+_CHECKED: Final = 12  # bytes of the preamble before the checksum in it
+_ZEROS: Final = bytes(ALIGN)
+
+# In-band parts up to this size are joined with the header: one frame costs less than three.
+_JOIN_BELOW: Final = 64 * 1024
+
+
+class Header(NamedTuple):
+    """What the header says, checked against the size of the buffer.
+
+    Attributes:
+        codec: Id of the serialiser.
+        crc: CRC-32 of the in-band bytes.
+        inband: Where the in-band bytes are, as (start, end).
+        lengths: The length of each body, in bytes.
+        sums: The checksum of each body, when the writer made them.
+    """
+
+    codec: str
+    crc: int
+    inband: tuple[int, int]
+    lengths: tuple[int, ...]
+    sums: tuple[int, ...] | None
+
+
+def pack(codec: str, parts: Parts, *, checksum: bool) -> list[Buffer]:
+    """Makes the frames of one object, without copying what is large.
+
+    Raises:
+        TypeError, ValueError, BufferError: A part is no contiguous buffer.
+    """
+    inband = [chunk for chunk in _flat(parts.inband) if len(chunk)]
+    bodies = list(_flat(parts.buffers))
+    crc = 0
+    for chunk in inband:
+        crc = zlib.crc32(chunk, crc)
+    header: dict[str, Any] = {"codec": codec, "inband": sum(map(len, inband)), "crc": crc}
+    if bodies:
+        header["bodies"] = struct.pack(f"<{len(bodies)}Q", *map(len, bodies))
+        if checksum:
+            header["checksum"] = CHECKSUM
+            header["sums"] = struct.pack(f"<{len(bodies)}I", *map(zlib.crc32, bodies))
+    packed: bytes = msgpack.packb(header)
+    start = PREAMBLE.pack(MAGIC, VERSION, 0, 0, len(packed), 0)[:_CHECKED]
+    head_crc = zlib.crc32(packed, zlib.crc32(start))
+    head = b"".join((start, head_crc.to_bytes(4, "little"), packed))
+
+    offset = len(head) + header["inband"]
+    frames: list[Buffer] = [head, *inband]
+    if offset <= _JOIN_BELOW:
+        frames = [b"".join(frames)]
+    for body in bodies:
+        padding = -offset % ALIGN
+        if padding:
+            frames.append(_ZEROS[:padding])
+        if len(body):
+            frames.append(body)
+        offset += padding + len(body)
+    return frames
+
+
+def _flat(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    """The buffers as flat bytes in memory order; a bytearray cannot be resized meanwhile."""
+    for buffer in buffers:
+        yield buffer if type(buffer) is bytes else PickleBuffer(buffer).raw()
+
+
+def flat_view(buffer: Buffer) -> memoryview:
+    """A buffer as a flat view of its bytes.
+
+    Raises:
+        BufferError: It is not contiguous.
+    """
+    view = memoryview(buffer)
+    return view if view.format == "B" and view.ndim == 1 else PickleBuffer(view).raw()
+
+
+def read_header(view: memoryview) -> Header:
+    """Reads and checks the header, and that the buffer has exactly the bytes it announces.
+
+    The contents are not looked at: see `check_contents`.
+
+    Raises:
+        SerializationError: `reason` says what is wrong with the bytes.
+    """
+    header_end = _check_preamble(view)
+    try:
+        # No container inside may claim more than 16 elements and no string more bytes than there
+        # are, so that a few bytes cannot claim gigabytes.
+        fields = msgpack.unpackb(view[PREAMBLE.size : header_end], max_array_len=16, max_map_len=16)
+        codec, inband, crc = fields["codec"], fields["inband"], fields["crc"]
+        if not (type(codec) is str and type(inband) is type(crc) is int and inband >= 0):
+            raise TypeError("a field has the wrong type")
+        raw = fields.get("bodies", b"")
+        lengths = struct.unpack(f"<{len(raw) // 8}Q", raw)
+        algorithm = fields.get("checksum")
+        sums = None
+        if algorithm == CHECKSUM:
+            sums = struct.unpack(f"<{len(lengths)}I", fields["sums"])
+    except Exception as exc:
+        raise _corrupt(f"the header is malformed ({type(exc).__name__}: {exc})") from exc
+    if algorithm not in (None, CHECKSUM):
+        raise _newer(f"its checksums are of an unknown kind, {algorithm!r}")
+
+    end = inband_end = header_end + inband
+    for length in lengths:
+        end += -end % ALIGN + length
+    size = len(view)
+    if size < end:
+        raise _truncated(f"{size} bytes of {end}")
+    if size > end:
+        raise SerializationError(
+            f"trailing: {size - end} bytes after the {end} of the object",
+            reason="trailing",
+            hint="the buffer must hold one object and nothing else",
+        )
+    return Header(codec, crc, (header_end, inband_end), lengths, sums)
+
+
+def _check_preamble(view: memoryview) -> int:
+    """Checks magic, version and checksum; returns where the header ends."""
+    size = len(view)
+    if not size:
+        raise SerializationError(
+            "empty: no bytes at all, where an object should be",
+            reason="empty",
+            hint="the writer was interrupted, or this is not what it wrote",
+        )
+    start = bytes(view[: PREAMBLE.size])
+    if not MAGIC.startswith(start[:4]):
+        raise SerializationError(
+            f"foreign: not written by proxyplane; begins with {start[:4]!r}, not {MAGIC!r}",
+            reason="foreign",
+            hint="something else wrote under this key",
+        )
+    if size > 4 and start[4] > VERSION:
+        raise _newer(f"format version {start[4]}, and this reader knows up to {VERSION}")
+    if size < PREAMBLE.size:
+        raise _truncated(f"{size} bytes, fewer than the {PREAMBLE.size} of the preamble")
+    _, version, flags, reserved, length, crc = PREAMBLE.unpack(start)
+    end: int = PREAMBLE.size + length
+    if size < end:
+        raise _truncated(f"{size} bytes, and the header alone ends at {end}")
+    if zlib.crc32(view[PREAMBLE.size : end], zlib.crc32(start[:_CHECKED])) != crc:
+        raise _corrupt("the header fails its checksum")
+    if version < OLDEST:
+        raise _corrupt(f"there is no format version {version}")
+    if flags or reserved:
+        raise _newer(f"flags {flags:#x} and {reserved:#x} are set")
+    return end
+
+
+def check_contents(view: memoryview, header: Header) -> tuple[memoryview, list[memoryview]]:
+    """Slices the buffer into the in-band bytes and the bodies, checking what has a checksum.
+
+    Raises:
+        SerializationError: A checksum differs (reason ``"corrupt"``).
+    """
+    start, end = header.inband
+    inband = view[start:end]
+    if zlib.crc32(inband) != header.crc:
+        raise _corrupt("the in-band bytes fail their checksum")
+    bodies = []
+    for length in header.lengths:
+        start = end + -end % ALIGN
+        end = start + length
+        bodies.append(view[start:end])
+    if header.sums is not None:
+        for index, (body, expected) in enumerate(zip(bodies, header.sums, strict=True)):
+            if zlib.crc32(body) != expected:
+                raise _corrupt(f"body {index} of {len(bodies)} fails its checksum")
+    return inband, bodies
+
+
+def _failure(reason: Literal["truncated", "corrupt"], what: str, hint: str) -> SerializationError:
+    return SerializationError(f"{reason}: {what}", reason=reason, hint=hint)
+
+
+def _truncated(what: str) -> SerializationError:
+    return _failure("truncated", what, "the writer or the transfer was cut off: put it again")
+
+
+def _corrupt(what: str) -> SerializationError:
+    return _failure("corrupt", what, "the medium or the transfer damaged it: put it again")
+
+
+def _newer(what: str) -> SerializationError:
+    return SerializationError(
+        f"written by a newer proxyplane: {what}",
+        reason="version",
+        hint="upgrade proxyplane in the process that reads",
+    )

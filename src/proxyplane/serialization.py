@@ -1,0 +1,240 @@
+"""Objects to frames and one buffer back to an object; ``docs/format.md`` draws every byte.
+
+Nothing is copied on the way out: the frames are the object's own memory. On the way in, arrays
+and tables are views of the buffer, and bytes, bytearray and str cost the copy Python demands.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from proxyplane import _frames
+from proxyplane._codecs import BUILTIN
+from proxyplane._cost import encode_may_stall
+from proxyplane.abc import Buffer, Parts, Serializer
+from proxyplane.exceptions import ConfigError, SerializationError
+
+__all__ = [
+    "decode",
+    "encode",
+    "encode_may_stall",
+    "frames_size",
+    "get_serializer",
+    "needs_worker",
+    "register_serializer",
+]
+
+# What `needs_worker` allows on a loop; each takes at most about a millisecond.
+_INLINE_PICKLE = 16 * 1024  # bytes in-band: 80 us of numbers, 280 of instances, 1000 of tables
+_INLINE_COPY = 1024 * 1024  # bytes copied or checked: 50 to 400 us
+_INLINE_TEXT = 512 * 1024  # bytes of UTF-8: 30 us (ASCII) to 700 us
+_INLINE_BODIES = 400  # bodies: about 1.5 us each
+
+_custom: dict[str, Serializer] = {}
+
+
+def encode(
+    obj: Any, *, serializer: Serializer | None = None, checksum: bool = False
+) -> list[Buffer]:
+    """Encodes an object to frames, which together are its bytes.
+
+    The frames share memory with the object wherever that is possible: write them before the
+    object changes.
+
+    Args:
+        obj: Any object that pickle or cloudpickle takes.
+        serializer: By default bytes, bytearray and str are carried as they are, and others by
+            pickle, or by cloudpickle when pickle refuses.
+        checksum: Also check the bodies on decoding; header and in-band bytes always are.
+
+    Raises:
+        SerializationError: With reason ``"encode"`` when no serialiser takes the object, and
+            ``"codec"`` when readers could not find `serializer`.
+    """
+    codec, parts = _encode_parts(obj, serializer)
+    try:
+        return _frames.pack(codec, parts, checksum=checksum)
+    except (TypeError, ValueError, BufferError) as exc:
+        raise SerializationError(
+            f"serializer {codec!r} returned what is no contiguous buffer: {_describe(exc)}",
+            reason="encode",
+        ) from exc
+
+
+def frames_size(frames: Sequence[Buffer]) -> int:
+    """How many bytes the frames have together."""
+    return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
+
+
+def decode(buffer: Buffer) -> Any:
+    """Makes the object that one contiguous buffer holds.
+
+    Arrays and tables of a writable buffer are views of it: the buffer must be private to the
+    object. Of a read-only buffer they are copies, so that they are writable as they were.
+
+    Raises:
+        SerializationError: The bytes are no whole and intact object, or it cannot be made here;
+            `reason` says which. No other exception leaves, whatever the bytes.
+    """
+    view = _frames.flat_view(buffer)
+    header = _frames.read_header(view)
+    inband, bodies = _frames.check_contents(view, header)
+    serializer = get_serializer(header.codec)
+    if view.readonly and not serializer.copies:
+        bodies = [memoryview(bytearray(body)) for body in bodies]
+    try:
+        return serializer.decode(inband, bodies)
+    except SerializationError:
+        raise
+    except (Exception, SystemExit) as exc:
+        raise SerializationError(
+            f"serializer {header.codec!r} cannot make the object from its bytes: {_describe(exc)}",
+            reason="decode",
+            hint=_decode_hint(exc),
+        ) from exc
+
+
+def needs_worker(buffer: Buffer) -> bool:
+    """Whether `decode` may take so long (a millisecond) that it belongs on a worker thread.
+
+    A peek at the header: a few microseconds. False for what is malformed, since `decode` then
+    raises at once.
+    """
+    view = _frames.flat_view(buffer)
+    try:
+        header = _frames.read_header(view)
+    except SerializationError:
+        return False
+    inband = header.inband[1] - header.inband[0]
+    body = sum(header.lengths)
+    if len(header.lengths) > _INLINE_BODIES or (header.sums is not None and body > _INLINE_COPY):
+        return True
+    serializer = BUILTIN.get(header.codec)
+    if serializer is None:
+        # An import, or user code whose cost is unknown.
+        custom = _custom.get(header.codec)
+        return ":" in header.codec if custom is None else inband + body > _INLINE_PICKLE
+    if header.codec == "str":
+        return inband + body > _INLINE_TEXT
+    if serializer.copies:
+        return inband + body > _INLINE_COPY
+    return inband > _INLINE_PICKLE or (view.readonly and body > _INLINE_COPY)
+
+
+def register_serializer(serializer: Serializer) -> None:
+    """Makes `serializer` known under its id, in this process; a second one replaces the first.
+
+    Every process that reads must register it too, unless its id is an import string
+    (``"package.module:attribute"``), which readers import by themselves.
+
+    Raises:
+        ConfigError: It is no serialiser, or the id is that of a built-in one.
+    """
+    problem = _why_no_serializer(serializer)
+    if problem:
+        raise ConfigError(f"cannot register {type(serializer).__qualname__}: {problem}")
+    if serializer.id in BUILTIN:
+        raise ConfigError(f"the id {serializer.id!r} is that of a built-in serializer")
+    _custom[serializer.id] = serializer
+
+
+def get_serializer(id: str) -> Serializer:
+    """The serialiser of this id: built in, registered, or imported when it is an import string.
+
+    Raises:
+        SerializationError: With reason ``"codec"``: unknown, or it cannot be imported.
+    """
+    serializer = BUILTIN.get(id) or _custom.get(id)
+    if serializer is None and ":" in id:
+        serializer = _custom[id] = _import_serializer(id)
+    if serializer is None:
+        known = ", ".join(sorted([*BUILTIN, *_custom]))
+        raise SerializationError(
+            f"unknown serializer {id!r}; known are: {known}",
+            reason="codec",
+            hint="call proxyplane.serialization.register_serializer in this process too, "
+            "or give the serializer an id of the form 'package.module:attribute'",
+        )
+    return serializer
+
+
+def _encode_parts(obj: Any, serializer: Serializer | None) -> tuple[str, Parts]:
+    if serializer is not None:
+        if ":" not in serializer.id:
+            get_serializer(serializer.id)  # better now than in every reader
+        return serializer.id, _call_encode(serializer, obj)
+    if type(obj) is bytes or type(obj) is bytearray:
+        codec = type(obj).__name__
+        return codec, BUILTIN[codec].encode(obj)
+    if type(obj) is str:
+        try:
+            return "str", BUILTIN["str"].encode(obj)
+        except UnicodeEncodeError:
+            pass  # lone surrogates, which pickle can carry
+    try:
+        return "pickle", BUILTIN["pickle"].encode(obj)
+    except Exception:  # noqa: BLE001
+        # Whatever it was: cloudpickle takes the object, or its error names the reason, with
+        # pickle's as the context.
+        return "cloudpickle", _call_encode(BUILTIN["cloudpickle"], obj)
+
+
+def _call_encode(serializer: Serializer, obj: Any) -> Parts:
+    try:
+        return serializer.encode(obj)
+    except SerializationError:
+        raise
+    except Exception as exc:
+        raise SerializationError(
+            f"serializer {serializer.id!r} cannot encode an object of type "
+            f"{type(obj).__module__}.{type(obj).__qualname__}: {_describe(exc)}",
+            reason="encode",
+        ) from exc
+
+
+def _import_serializer(id: str) -> Serializer:
+    module, _, path = id.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+        problem = _why_no_serializer(found)
+    except (Exception, SystemExit) as exc:
+        raise SerializationError(
+            f"cannot import the serializer {id!r}: {_describe(exc)}", reason="codec"
+        ) from exc
+    if problem:
+        raise SerializationError(f"{id!r} names no serializer: {problem}", reason="codec")
+    serializer: Serializer = found
+    return serializer
+
+
+def _why_no_serializer(obj: Any) -> str | None:
+    if isinstance(obj, type):
+        return "a class, where an instance is needed"
+    if not (isinstance(getattr(obj, "id", None), str) and obj.id):
+        return "its id is no string"
+    if not (callable(getattr(obj, "encode", None)) and callable(getattr(obj, "decode", None))):
+        return "it lacks encode or decode"
+    return None if hasattr(obj, "copies") else "it does not say whether decode copies"
+
+
+def _describe(exc: BaseException) -> str:
+    try:
+        text = str(exc)
+    except Exception:  # noqa: BLE001  # it is user code too
+        text = "(its message cannot be shown)"
+    return f"{type(exc).__name__}: {text[:500]}" if text else type(exc).__name__
+
+
+def _decode_hint(exc: BaseException) -> str | None:
+    if isinstance(exc, AttributeError | ImportError) and "__main__" in _describe(exc):
+        return (
+            "it was defined in the writer's main script, which this process does not run: move "
+            "it to a module that both import, or encode it with the serializer 'cloudpickle'"
+        )
+    if isinstance(exc, ModuleNotFoundError):
+        return f"install or make importable, in this process, what provides {exc.name!r}"
+    return None
