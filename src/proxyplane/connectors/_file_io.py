@@ -1,0 +1,377 @@
+"""Publishing and reading whole files: a reader sees all of an object or nothing of it.
+
+A body is written to a file that has no name yet and then linked to its name; `link` fails if the
+name exists, so one call publishes and keeps names write-once. With ``O_TMPFILE`` the file never
+has another name, and the kernel frees it when its writer dies. Where that is missing, a named
+temporary in a sub-directory takes its place; its writer holds a lock on it for as long as it
+lives, and `sweep` removes those whose lock is free.
+
+A published file is never truncated and never written again: a reader may have it mapped.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import re
+import resource
+import secrets
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from proxyplane._runtime.fork import on_fork
+from proxyplane.connectors._file_dir import UNPUBLISHED, Directory, free_bytes
+from proxyplane.connectors._inline import total
+from proxyplane.exceptions import (
+    ConnectorError,
+    ConnectorLostError,
+    ConnectorUnavailableError,
+    ObjectTooLargeError,
+    StoreFullError,
+)
+
+MAP_BYTES = 64 << 10
+"""Bodies of at least this many bytes are mapped, smaller ones are read.
+
+Crossover, see the decision note: into fresh memory a map wins from 16 KB, into memory that was just
+freed a read wins up to 1 MB; and a map may hold a descriptor.
+"""
+
+# Below this a reservation costs more than it saves.
+_RESERVE_BYTES = 1 << 20
+_IOV_MAX = max(os.sysconf("SC_IOV_MAX"), 16)
+# A process has 65530 maps on a default Linux, and its allocator and thread stacks need some.
+_MAX_MAPS = 16_000
+_LIBRARY_KEY = re.compile(r"[0-9a-f]{32}")
+_UNSAFE = re.compile(rb"[^a-z0-9_.-]")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_LOST = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO}
+_UNAVAILABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP,
+    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.EISDIR,
+}  # fmt: skip
+_UNSUPPORTED = {
+    errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EXDEV,
+    errno.EPERM, errno.ENOENT,
+}  # fmt: skip
+
+
+def file_name(key: str) -> str:
+    """The name of the file of a key; different keys have different names on any file system.
+
+    The library's keys are names as they are. Any other is escaped, so that no character of it has
+    a meaning, capitals included: some file systems ignore case.
+    """
+    if _LIBRARY_KEY.fullmatch(key):
+        return key
+    raw = key.encode("utf-8", "surrogatepass")
+    name = "k-" + _UNSAFE.sub(lambda match: b"%%%02x" % match[0][0], raw).decode("ascii")
+    if len(name) <= 200:  # a name may have 255 bytes
+        return name
+    import hashlib  # loads OpenSSL
+
+    return "h-" + hashlib.sha256(raw).hexdigest()
+
+
+class _Unpublished:
+    """Descriptors of files being written, which a forked child must not keep.
+
+    It would keep the space of an object that is evicted, and the lock that tells a sweep that the
+    writer lives.
+    """
+
+    def __init__(self) -> None:
+        self.descriptors: set[int] = set()
+        on_fork(self)
+
+    def after_fork_in_child(self) -> None:
+        for descriptor in self.descriptors:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass
+        self.descriptors = set()
+
+
+_unpublished = _Unpublished()
+
+
+class Publisher:
+    """Writes files of one directory, each whole or not at all.
+
+    Attributes:
+        anonymous: Whether the directory takes files without a name (``O_TMPFILE``).
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self.anonymous = hasattr(os, "O_TMPFILE")
+        self._links = True
+
+    def publish(
+        self, name: str, bodies: list[memoryview], *, unique: bool, check: Callable[[], None]
+    ) -> tuple[int, int]:
+        """Publishes one file.
+
+        Args:
+            name: Its name.
+            bodies: What to write.
+            unique: Whether nobody else can publish under this name.
+            check: Called when all is written; an error from it publishes nothing.
+
+        Returns:
+            What tells this file from a later one of the same name: `identity`.
+
+        Raises:
+            FileExistsError: The name is taken.
+            OSError: It could not be written; nothing is left behind.
+        """
+        target = os.path.join(self._directory.path, name)
+        if self.anonymous:
+            try:
+                return self._publish_anonymous(target, bodies, check)
+            except FileExistsError:
+                raise
+            except OSError as exc:
+                # ENOENT also when /proc is not mounted; then the directory itself is there.
+                if exc.errno not in _UNSUPPORTED or not os.path.isdir(self._directory.path):
+                    raise
+                self.anonymous = False
+        return self._publish_named(target, bodies, unique, check)
+
+    def _publish_anonymous(
+        self, target: str, bodies: list[memoryview], check: Callable[[], None]
+    ) -> tuple[int, int]:
+        flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+        fd = os.open(self._directory.path, flags, self._directory.file_mode)
+        _unpublished.descriptors.add(fd)
+        try:
+            self._write(fd, bodies)
+            check()
+            # Without a directory descriptor CPython calls link(), which does not follow the
+            # symbolic link in /proc. The path is absolute, so any descriptor does.
+            os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
+            return identity(os.fstat(fd))
+        finally:
+            _unpublished.descriptors.discard(fd)
+            os.close(fd)
+
+    def _publish_named(
+        self, target: str, bodies: list[memoryview], unique: bool, check: Callable[[], None]
+    ) -> tuple[int, int]:
+        fd, temporary = self._open_named()
+        try:
+            self._write(fd, bodies)
+            check()
+            if self._links:
+                try:
+                    os.link(temporary, target)
+                    return identity(os.fstat(fd))
+                except OSError as exc:
+                    if exc.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
+                        raise
+                    self._links = False
+            if not unique:
+                raise ConnectorError(
+                    f"the file system of {self._directory.path} has no hard links, without which "
+                    "a key of your choice cannot be write-once",
+                    hint="let put() make the key, or use a directory on another file system",
+                )
+            os.rename(temporary, target)
+            return identity(os.fstat(fd))
+        finally:
+            try:
+                os.unlink(temporary)
+            except FileNotFoundError:
+                pass
+            _unpublished.descriptors.discard(fd)
+            os.close(fd)  # and with it the lock
+
+    def _open_named(self) -> tuple[int, str]:
+        folder = os.path.join(self._directory.path, UNPUBLISHED)
+        while True:
+            # The host is in the name because some network file systems lock for one host only.
+            path = os.path.join(folder, f"{os.uname().nodename}.{secrets.token_hex(8)}")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            try:
+                fd = os.open(path, flags, self._directory.file_mode)
+            except FileNotFoundError:
+                try:
+                    os.mkdir(folder, 0o700)
+                except FileExistsError:
+                    pass
+                continue
+            _unpublished.descriptors.add(fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError:
+                return fd, path  # no locks here: then no sweep can take one either
+            if os.fstat(fd).st_nlink:
+                return fd, path
+            # A sweep came between the open and the lock.
+            _unpublished.descriptors.discard(fd)
+            os.close(fd)
+
+    def _write(self, fd: int, bodies: list[memoryview]) -> None:
+        size = total(bodies)
+        if size >= _RESERVE_BYTES and self._directory.reserves:
+            os.posix_fallocate(fd, 0, size)
+        write_all(fd, bodies)
+
+
+def write_all(fd: int, bodies: list[memoryview]) -> None:
+    """Writes all bytes of all bodies, however few of them one call takes."""
+    left = list(reversed(bodies))
+    while left:
+        chunk = left[-1 : -_IOV_MAX - 1 : -1]
+        written = os.writev(fd, chunk)
+        while left and written >= left[-1].nbytes:
+            written -= left.pop().nbytes
+        if written:
+            left[-1] = left[-1][written:]
+
+
+def identity(found: os.stat_result) -> tuple[int, int]:
+    """Tells a file from a later one of the same name."""
+    return found.st_ino, found.st_mtime_ns
+
+
+class WouldStallError(Exception):
+    """More bytes would have to be read than the caller allows on this thread."""
+
+
+def read(path: str, limit: int | None = None) -> bytearray | mmap.mmap:
+    """The bytes of a file, private and writable: mapped when it is large, else read.
+
+    Args:
+        path: The file.
+        limit: Bytes to read at most, when it cannot be mapped.
+
+    Raises:
+        WouldStallError: It is larger than `limit` and cannot be mapped.
+        OSError: It cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        size = os.fstat(fd).st_size
+        if size >= MAP_BYTES:
+            mapped = _map(fd, size)
+            if mapped is not None:
+                return mapped
+            if limit is not None and size > limit:
+                raise WouldStallError
+        buffer = bytearray(size)
+        with memoryview(buffer) as whole:
+            done = 0
+            while done < size:
+                got = os.readv(fd, [whole[done:]])
+                if not got:
+                    raise OSError(errno.EIO, f"the file ended after {done} of {size} bytes")
+                done += got
+        return buffer
+    finally:
+        os.close(fd)
+
+
+_maps: set[weakref.ref[mmap.mmap]] = set()
+_HOLDS_DESCRIPTOR = sys.version_info < (3, 13)
+_MAP_OPTIONS: dict[str, Any] = {} if _HOLDS_DESCRIPTOR else {"trackfd": False}
+
+
+def _map(fd: int, size: int) -> mmap.mmap | None:
+    """A private map of the file, or None when maps or descriptors are short."""
+    most = _MAX_MAPS
+    if _HOLDS_DESCRIPTOR:
+        # Half of the descriptors stay for the sockets and files of the rest of the program.
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if descriptors != resource.RLIM_INFINITY:
+            most = min(most, descriptors // 2)
+    if len(_maps) >= most:
+        return None
+    try:
+        mapped = mmap.mmap(fd, size, access=mmap.ACCESS_COPY, **_MAP_OPTIONS)
+    except OSError as exc:
+        if exc.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV}:
+            return None
+        raise
+    _maps.add(weakref.ref(mapped, _maps.discard))
+    return mapped
+
+
+def sweep(directory: Directory) -> int:
+    """Removes temporaries whose writer is dead, and returns how many.
+
+    The evidence is their lock, which the kernel frees with the writer. On a network file system,
+    whose locks may hold for one host only, those of other hosts are left alone.
+    """
+    try:
+        entries = list(os.scandir(os.path.join(directory.path, UNPUBLISHED)))
+    except OSError:
+        return 0
+    removed = 0
+    for entry in entries:
+        if directory.remote and not entry.name.startswith(f"{os.uname().nodename}."):
+            continue
+        try:
+            fd = os.open(entry.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(entry.path)
+            removed += 1
+        except OSError:
+            pass  # its writer lives, or someone else swept it
+        finally:
+            os.close(fd)
+    return removed
+
+
+def translate(exc: OSError, directory: Directory, size: int = 0) -> ConnectorError:
+    """The package's error for one of the system.
+
+    Args:
+        exc: What the system said.
+        directory: Where.
+        size: Bytes that were to be written.
+    """
+    path, code = directory.path, exc.errno
+    reason = exc.strerror or str(exc)
+    if code in _NO_ROOM:
+        return _full(path, size, reason)
+    if code == errno.EFBIG:
+        return ObjectTooLargeError(
+            f"{size} bytes are more than a file in {path} may have, by its file system or by the "
+            "limit of this process (ulimit -f)",
+            hint="split the object, or raise the limit",
+        )
+    if code in {errno.EMFILE, errno.ENFILE}:
+        return ConnectorUnavailableError(
+            f"cannot open a file in {path}: {reason}",
+            hint="raise the limit of open files (ulimit -n)",
+        )
+    if code == errno.ENOENT and not os.path.isdir(path):
+        return directory.gone()
+    if code in _UNAVAILABLE:
+        return ConnectorUnavailableError(f"the directory {path} cannot be used: {reason}")
+    if code in _LOST:
+        return ConnectorLostError(f"the file system of {path} failed: {reason}")
+    return ConnectorError(f"a system call in {path} failed: {reason}")
+
+
+def _full(path: str, size: int, reason: str) -> StoreFullError:
+    try:
+        room = f"{free_bytes(path)} bytes are free"
+        if not os.statvfs(path).f_favail and os.statvfs(path).f_files:
+            room = "no more files fit on its file system"
+    except OSError:
+        room = reason
+    return StoreFullError(
+        f"no room for {size} bytes in {path}: {room} ({reason})",
+        hint="evict objects, or choose a directory with more room: FileConnector(directory) or "
+        "PROXYPLANE_DIR",
+    )
