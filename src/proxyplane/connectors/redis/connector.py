@@ -1,0 +1,469 @@
+"""The Redis connector: objects are strings of one server, under a namespace, write-once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import warnings
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from redis import exceptions as redis_errors
+
+from proxyplane._runtime.fork import on_fork
+from proxyplane._runtime.per_loop import PerLoop
+from proxyplane._runtime.workers import run_in_worker
+from proxyplane.abc import Buffer, Connector, Frames
+from proxyplane.connectors._keys import KeyMaker
+from proxyplane.connectors.redis.transfer import (
+    FIRST,
+    LARGEST,
+    Body,
+    pipeline,
+    read_whole,
+    write_together,
+)
+from proxyplane.connectors.redis.url import DEFAULT_URL, SCHEMES, parse_url
+from proxyplane.connectors.redis.wire import Pool, make_tls_context
+from proxyplane.exceptions import (
+    ConfigError,
+    ConnectorClosedError,
+    ConnectorLostError,
+    ConnectorUnavailableError,
+    KeyExistsError,
+    ObjectTooLargeError,
+    ProxyPlaneError,
+)
+
+T = TypeVar("T")
+
+# One transaction of `put_batch`: the server drops a client that holds more than 1 GB in one
+# (client-query-buffer-limit), and one object may have half of that.
+_TOGETHER_BYTES = 64 << 20
+_TOGETHER_COUNT = 1000
+_READS_AHEAD = 32  # of up to 256 KiB each
+_SMALL_AHEAD = 512  # replies that are a number
+_CLEAN_UP_SECONDS = 5.0
+
+
+@dataclass
+class _Client:
+    """What the connector keeps for one event loop."""
+
+    pool: Pool
+    limit: int | None = None
+    """The server's maxmemory in bytes, 0 for none or unknown; None until asked for."""
+
+
+class RedisConnector(Connector):
+    """Keeps objects in a Redis or Valkey server (4.0 or newer), each under one key.
+
+    The server's user needs the commands GETRANGE, STRLEN, SET, EXISTS, UNLINK, WATCH, MULTI, EXEC
+    and DISCARD on ``<namespace>:*``, SCAN for ``aclose(clear=True)``, and INFO if the connector is
+    to know the server's memory limit.
+
+    Lost connections: reading is tried a second time on a new one, and so is storing under a key
+    that the connector made itself, which cannot be taken by anyone else. Evicting, and storing
+    under a key of yours, may have happened already: they raise `ConnectorLostError`.
+
+    Args:
+        url: ``redis://[user@]host[:port][/db]``, ``rediss://`` for TLS, or ``unix:///path``, with
+            the arguments below as options of the query. Never with a password.
+        username: ACL user; the server's ``default`` user if left out.
+        password_env: Name of the environment variable that holds the password, read whenever a
+            connection is made.
+        db: Number of the database.
+        namespace: Every key begins with it and a colon.
+        max_connections: Connections per event loop; callers wait while all are in use.
+        connect_timeout: Seconds for making a connection.
+        timeout: Seconds without progress after which a connection counts as lost.
+        ssl_ca_certs: PEM file of the authorities to trust; by default the system's.
+        ssl_certfile: PEM file with a client certificate.
+        ssl_keyfile: PEM file with its key.
+        ssl_check_hostname: Whether the server's certificate must name the host.
+
+    Arguments left out are what the URL says, or else the defaults of `RedisOptions`.
+
+    Raises:
+        ConfigError: The URL or an argument is wrong, or the URL holds a password.
+    """
+
+    scheme: ClassVar[str] = "redis"
+    schemes: ClassVar[tuple[str, ...]] = SCHEMES
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        username: str | None = None,
+        password_env: str | None = None,
+        db: int | None = None,
+        namespace: str | None = None,
+        max_connections: int | None = None,
+        connect_timeout: float | None = None,
+        timeout: float | None = None,
+        ssl_ca_certs: str | None = None,
+        ssl_certfile: str | None = None,
+        ssl_keyfile: str | None = None,
+        ssl_check_hostname: bool | None = None,
+    ) -> None:
+        self._options = parse_url(
+            url,
+            username=username,
+            password_env=password_env,
+            db=db,
+            namespace=namespace,
+            max_connections=max_connections,
+            connect_timeout=connect_timeout,
+            timeout=timeout,
+            ssl_ca_certs=ssl_ca_certs,
+            ssl_certfile=ssl_certfile,
+            ssl_keyfile=ssl_keyfile,
+            ssl_check_hostname=ssl_check_hostname,
+        )
+        self._url = self._options.url
+        self._tls: ssl.SSLContext | None = None
+        self._closed = False
+        self._keys = KeyMaker()
+        self._clients = PerLoop(self._make_client, _close_client)
+        self.after_fork_in_child()
+        on_fork(self)
+
+    def after_fork_in_child(self) -> None:
+        """Starts as one that has put nothing; clients and keys see to themselves."""
+        # What was put before the fork belongs to the parent.
+        self._made_keys = False
+        self._user_keys: set[str] = set()
+
+    @classmethod
+    def from_url(cls, url: str) -> RedisConnector:
+        """Makes the connector that `url` describes; see the class for its form."""
+        return cls(url)
+
+    @property
+    def url(self) -> str:
+        """The canonical URL, with everything but defaults and secrets."""
+        return self._url
+
+    def __repr__(self) -> str:
+        return f"RedisConnector({self._url!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_url, (self._url,)
+
+    async def put(self, frames: Frames, *, key: str | None = None) -> str:
+        """Stores one object; see `Connector.put`.
+
+        Raises:
+            ConnectorLostError: For a key of yours: the connection broke, and the object may or may
+                not be stored. `exists` tells.
+            ObjectTooLargeError: Above 512 MiB, the most that a Redis server takes as one value, or
+                above the server's memory limit.
+        """
+        with Body(frames) as body:
+            self._check_size(body.size, LARGEST, "the most that Redis holds under one key")
+            if key is not None:
+                if not await self._set(self._name(key), body):
+                    raise KeyExistsError(
+                        f"key {key!r} is taken at {self._options.where}",
+                        hint="keys are write-once: evict it first, or choose another",
+                    )
+                self._user_keys.add(key)
+                return key
+            key = self._new_key()
+            name = self._name(key)
+            # On the second try "it is there already" means that the first one arrived.
+            await self._twice(lambda: self._set(name, body))
+            return key
+
+    async def get(self, key: str, *, size: int | None = None) -> bytearray | None:
+        """Reads one object into a private buffer; see `Connector.get`.
+
+        Raises:
+            ObjectLostError: It vanished while it was being read.
+        """
+        name = self._name(key)
+
+        async def read() -> bytearray | None:
+            client = await self._client()
+            async with client.pool.wire() as wire:
+                return await read_whole(wire, name, size)
+
+        return await self._twice(read)
+
+    async def exists(self, key: str) -> bool:
+        """Whether the key holds an object now."""
+        name = self._name(key)
+
+        async def ask() -> bool:
+            client = await self._client()
+            async with client.pool.wire() as wire:
+                return bool(await wire.call("EXISTS", name))
+
+        return await self._twice(ask)
+
+    async def evict(self, key: str) -> bool:
+        """Removes an object and returns whether it was there; see `Connector.evict`.
+
+        Raises:
+            ConnectorLostError: The connection broke, and the object may or may not be there.
+        """
+        client = await self._client()
+        async with client.pool.wire() as wire:
+            there = bool(await wire.call("UNLINK", self._name(key)))
+        self._user_keys.discard(key)
+        return there
+
+    async def put_batch(self, batch: Sequence[Frames]) -> list[str]:
+        """Stores many objects, all or none, and returns their keys in order.
+
+        They go in transactions of up to 64 MiB, each in two round trips. When a later one fails,
+        what the earlier ones stored is evicted again.
+        """
+        with contextlib.ExitStack() as stack:
+            bodies = [stack.enter_context(Body(frames)) for frames in batch]
+            for body in bodies:
+                self._check_size(body.size, LARGEST, "the most that Redis holds under one key")
+            named = [(self._new_key(), body) for body in bodies]
+            begun: list[str] = []
+            try:
+                for group in _groups(named):
+                    begun += [key for key, _ in group]
+                    await self._put_group([(self._name(key), body) for key, body in group])
+            except BaseException:
+                await self._take_back(begun)
+                raise
+            return begun
+
+    async def _put_group(self, group: Sequence[tuple[bytes, Body]]) -> None:
+        if len(group) == 1:
+            await self._twice(lambda: self._set(*group[0]))
+            return
+
+        async def write() -> list[bool]:
+            client = await self._client()
+            await self._check_limit(client, max(body.size for _, body in group))
+            async with client.pool.wire() as wire:
+                return await write_together(wire, group)
+
+        await self._twice(write)
+
+    async def _take_back(self, keys: Sequence[str]) -> None:
+        """Evicts what a failed batch stored, as well as the server allows."""
+
+        async def clean_up() -> None:
+            with contextlib.suppress(ProxyPlaneError, TimeoutError):
+                async with asyncio.timeout(_CLEAN_UP_SECONDS):
+                    await self.evict_batch(keys)
+
+        # Shielded: the usual reason to be here is that the caller was cancelled.
+        await asyncio.shield(_keep(asyncio.ensure_future(clean_up())))
+
+    async def get_batch(
+        self, keys: Sequence[str], *, sizes: Sequence[int | None] | None = None
+    ) -> list[Buffer | None]:
+        """Reads many objects in order; None for a key that holds nothing.
+
+        Objects below 256 KiB come in one pipeline; larger ones follow one after another.
+        """
+        hints = [None] * len(keys) if sizes is None else list(sizes)
+        names = [self._name(key) for key in keys]
+        large = [i for i in range(len(keys)) if (hints[i] or 0) > FIRST]
+        small = sorted({*range(len(keys))} - {*large})
+
+        async def read() -> list[Buffer | None]:
+            found: list[Buffer | None] = [None] * len(keys)
+            later = list(large)
+            client = await self._client()
+            async with client.pool.wire() as wire:
+                commands = [("GETRANGE", names[i], 0, FIRST - 1) for i in small]
+                # A full first window is dropped: there is more, and it is read in one go then.
+                heads = await pipeline(wire, commands, ahead=_READS_AHEAD, convert=_small_body)
+                for i, head in zip(small, heads, strict=True):
+                    if head is _MORE:
+                        later.append(i)
+                    else:
+                        found[i] = head
+                for i in later:
+                    found[i] = await read_whole(wire, names[i], hints[i])
+            return found
+
+        return await self._twice(read)
+
+    async def evict_batch(self, keys: Sequence[str]) -> list[bool]:
+        """Evicts many objects in one pipeline and tells for each key whether it was there.
+
+        Raises:
+            ConnectorLostError: The connection broke; some may have been evicted.
+        """
+        client = await self._client()
+        async with client.pool.wire() as wire:
+            commands = [("UNLINK", self._name(key)) for key in keys]
+            there = await pipeline(wire, commands, ahead=_SMALL_AHEAD, convert=bool)
+        self._user_keys.difference_update(keys)
+        return there
+
+    async def aclose(self, *, clear: bool = False) -> None:
+        """Closes the connections of every event loop; operations under way fail.
+
+        Args:
+            clear: Also evict what this instance put, in this process: the keys it made are found
+                by a scan of the database, those of yours by name. A key of yours that others
+                evicted and put again meanwhile is evicted with them.
+
+        Raises:
+            ConnectorError: Clearing failed; the connections are closed all the same.
+        """
+        if self._closed:
+            return
+        try:
+            if clear:
+                await self._clear()
+        finally:
+            self._closed = True
+            await self._clients.aclose()
+
+    async def _clear(self) -> None:
+        user_keys, self._user_keys = list(self._user_keys), set()
+        if user_keys:
+            await self.evict_batch(user_keys)
+        if not self._made_keys:
+            return
+        pattern = self._name(f"{self._keys.prefix}*")
+        client = await self._client()
+        async with client.pool.wire() as wire:
+            cursor = b"0"
+            while True:
+                cursor, found = await wire.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                if found:
+                    await wire.call("UNLINK", *found)
+                if int(cursor) == 0:
+                    return
+
+    def _name(self, key: str) -> bytes:
+        return f"{self._options.namespace}:{key}".encode("utf-8", "surrogatepass")
+
+    def _new_key(self) -> str:
+        self._made_keys = True
+        return self._keys.new()
+
+    def _make_client(self) -> _Client:
+        return _Client(Pool(self._options, self._tls))
+
+    async def _client(self) -> _Client:
+        if self._closed:
+            raise ConnectorClosedError(f"the connector of {self._options.where} was closed")
+        if self._options.scheme == "rediss" and self._tls is None:
+            self._tls = await self._load_certificates()
+        return await self._clients.get()
+
+    async def _load_certificates(self) -> ssl.SSLContext:
+        try:
+            return await run_in_worker(make_tls_context, self._options)
+        except OSError as exc:
+            named = [
+                f"{name}={value}"
+                for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+                if (value := getattr(self._options, name))
+            ]
+            raise ConfigError(
+                f"the certificates for {self._options.where} cannot be used "
+                f"({', '.join(named)}): {exc}"
+            ) from exc
+
+    async def _set(self, name: bytes, body: Body) -> bool:
+        """Stores one object unless the key is taken; returns whether it was not."""
+        client = await self._client()
+        await self._check_limit(client, body.size)
+        async with client.pool.wire() as wire:
+            await wire.send(body.set_command(name), 1)
+            return await wire.read() is not None
+
+    async def _twice(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Does what may safely be done twice, a second time if the connection is lost.
+
+        Not after a time-out: a server that is stuck has not lost what it was sent.
+        """
+        try:
+            return await operation()
+        except ConnectorLostError as lost:
+            if isinstance(lost.__cause__, TimeoutError):
+                raise
+            try:
+                return await operation()
+            except ConnectorUnavailableError as exc:
+                raise lost from exc
+
+    async def _check_limit(self, client: _Client, size: int) -> None:
+        if client.limit is None:
+            client.limit = await self._read_limit(client)
+        if client.limit:
+            self._check_size(size, client.limit, "all the memory of the server (maxmemory)")
+
+    def _check_size(self, size: int, limit: int, what: str) -> None:
+        # Found out before sending: the server would take all of it and then hang up.
+        if size > limit:
+            raise ObjectTooLargeError(
+                f"an object of {size} bytes does not fit in Redis at {self._options.where}: "
+                f"{limit} bytes are {what}",
+                hint="split the object, or use FileConnector",
+            )
+
+    async def _read_limit(self, client: _Client) -> int:
+        async with client.pool.wire() as wire:
+            try:
+                # CONFIG GET would do, but hosted servers refuse it more often.
+                text: bytes = await wire.call("INFO", "memory")
+            except redis_errors.ResponseError:
+                return 0
+        info = dict(line.split(":", 1) for line in text.decode().split("\r\n") if ":" in line)
+        limit = int(info.get("maxmemory", 0))
+        policy = info.get("maxmemory_policy", "")
+        # Under volatile-* only keys with a time to live are dropped, and ours have none.
+        if limit and policy.startswith("allkeys"):
+            warnings.warn(
+                f"Redis at {self._options.where} silently drops objects when its memory is full "
+                f"(maxmemory-policy {policy}); set it to noeviction to get StoreFullError instead",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return limit
+
+
+_MORE = bytearray()
+
+
+def _small_body(reply: bytes) -> bytearray | None:
+    """A whole small object, None for no object, `_MORE` when there is more of it."""
+    if len(reply) == FIRST:
+        return _MORE
+    return bytearray(reply) if reply else None
+
+
+def _groups(named: Sequence[tuple[str, Body]]) -> Iterator[list[tuple[str, Body]]]:
+    group: list[tuple[str, Body]] = []
+    size = 0
+    for key, body in named:
+        if group and (size + body.size > _TOGETHER_BYTES or len(group) >= _TOGETHER_COUNT):
+            yield group
+            group, size = [], 0
+        group.append((key, body))
+        size += body.size
+    if group:
+        yield group
+
+
+async def _close_client(client: _Client) -> None:
+    await client.pool.aclose()
+
+
+# A loop holds its tasks weakly only.
+_kept: set[asyncio.Future[Any]] = set()
+
+
+def _keep(task: asyncio.Future[T]) -> asyncio.Future[T]:
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)
+    return task
