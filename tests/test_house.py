@@ -1,0 +1,264 @@
+"""What the package shows, what importing it costs, and how its modules depend on each other."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import proxyplane
+
+PACKAGE = Path(proxyplane.__file__).parent
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    ".".join(("proxyplane", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+# Modules of one line may import each other and what stands above; "x.*" is all of a package.
+LAYERS = [
+    ["exceptions"],
+    ["abc", "_runtime", "_runtime.fork", "_runtime.per_loop", "_runtime.workers"],
+    ["_urls", "_registry", "config", "cache"],
+    ["_codecs", "_cost", "_frames", "serialization"],
+    ["connectors.*"],
+    ["_runtime.*"],
+    ["_forward", "_stores", "factory", "hints", "proxy"],
+    ["store"],
+    ["sync"],
+    ["__init__"],
+    ["cli", "demo.*", "mypy_plugin", "testing.*"],
+]
+# A connector sees the contract, the helpers of the runtime that know nothing of proxies, the
+# private modules beside it, its own package and its driver.
+CONNECTORS_SEE = [
+    "abc",
+    "exceptions",
+    "_urls",
+    "_runtime",
+    "_runtime.fork",
+    "_runtime.per_loop",
+    "_runtime.workers",
+    "connectors",
+]
+
+EXPORTED: list[str] = []
+
+
+def _short(module: str) -> str:
+    return module.removeprefix("proxyplane").removeprefix(".") or "__init__"
+
+
+def _matches(name: str, pattern: str) -> bool:
+    base = pattern.removesuffix(".*")
+    return name == base or (pattern.endswith(".*") and name.startswith(base + "."))
+
+
+def _layer(module: str) -> int:
+    name = _short(module)
+    for exact in (True, False):
+        for number, patterns in enumerate(LAYERS):
+            for pattern in patterns:
+                if name == pattern if exact else _matches(name, pattern):
+                    return number
+    pytest.fail(f"{module} has no place in LAYERS of {Path(__file__).name}")
+
+
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker sees."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for other in child.orelse:
+                yield other
+                yield from _nodes(other)
+        else:
+            yield child
+            yield from _nodes(child)
+
+
+def _imports(module: str, path: Path) -> set[str]:
+    """The modules of the package that a module imports, at its top or on first use."""
+    found = set()
+    for node in _nodes(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+                for _ in range(node.level - 1):
+                    package = package.rpartition(".")[0]
+                base = f"{package}.{base}".rstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.add(inner if inner in MODULES else base)
+    return {name for name in found if name in MODULES and name != module}
+
+
+IMPORTS = {module: _imports(module, path) for module, path in MODULES.items()}
+
+
+def test_exported_names():
+    """The public names are these and no others; a change here is a change for users."""
+    assert EXPORTED == sorted(proxyplane.__all__, key=str.lower)
+
+
+def test_exported_names_exist_once():
+    """Each name of `__all__` is there, and there is no other public name but modules."""
+    assert len(set(proxyplane.__all__)) == len(proxyplane.__all__)
+    missing = [name for name in proxyplane.__all__ if not hasattr(proxyplane, name)]
+    assert [] == missing
+    others = [
+        name
+        for name, value in vars(proxyplane).items()
+        if not name.startswith("_")
+        and name not in proxyplane.__all__
+        and not inspect.ismodule(value)
+        and name != "annotations"
+    ]
+    assert [] == others
+
+
+def _undocumented(name: str, obj: object) -> Iterator[str]:
+    if inspect.isclass(obj):
+        if not obj.__dict__.get("__doc__"):
+            yield name
+        for member, value in vars(obj).items():
+            if member.startswith("_") or not (
+                inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod)
+            ):
+                continue
+            if not inspect.getdoc(getattr(obj, member)):
+                yield f"{name}.{member}"
+    elif inspect.isroutine(obj) and not inspect.getdoc(obj):
+        yield name
+
+
+def test_every_public_name_is_documented():
+    """Classes, their public methods, and functions each have a docstring."""
+    bare = [
+        found
+        for name in proxyplane.__all__
+        for found in _undocumented(name, getattr(proxyplane, name))
+    ]
+    assert [] == bare
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_is_documented(module):
+    """A module says in its first line what it is for."""
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text("utf-8")))
+
+
+def test_import_is_light():
+    """`import proxyplane` loads no driver, no array library and no slow part of the library."""
+    script = (
+        "import asyncio, sys; before = set(sys.modules); import {}; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    loaded = set()
+    for module in ("proxyplane", "proxyplane.sync"):
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(module)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert 0 == done.returncode, done.stderr
+        loaded |= set(done.stdout.split())
+    assert "proxyplane.store" in loaded
+    heavy = {
+        "anyio",
+        "asyncinotify",
+        "cloudpickle",
+        "hiredis",
+        "importlib.metadata",
+        "msgpack",
+        "multiprocessing",
+        "numpy",
+        "pandas",
+        "redis",
+        "urllib.request",
+        "uvloop",
+    }
+    assert set() == heavy & loaded
+
+
+def test_version_is_that_of_the_distribution():
+    """`__version__` is what an installer sees."""
+    try:
+        installed = importlib.metadata.version("proxyplane")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("not installed, on the path only")
+    assert installed == proxyplane.__version__
+
+
+def test_types_are_shipped():
+    """The marker that makes type checkers read the annotations is part of the package."""
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_no_module_is_long():
+    """No module has more than 500 lines."""
+    paths = [
+        *PACKAGE.rglob("*.py"),
+        *(
+            path
+            for room in ("tests", "benchmarks", "examples")
+            for path in ROOT.glob(f"{room}/**/*.py")
+        ),
+    ]
+    long = {
+        str(path): lines
+        for path in paths
+        if (lines := len(path.read_text("utf-8").splitlines())) > 500
+    }
+    assert {} == long
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module):
+    """A module imports only what stands in its own layer or above it."""
+    own = _layer(module)
+    wrong = {name for name in IMPORTS[module] if _layer(name) > own}
+    assert set() == wrong
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if ".connectors." in name])
+def test_connectors_see_little(module):
+    """A connector sees the contract, a few helpers, its own room and its driver."""
+    room = module.split(".")[2]
+    wrong = {
+        name
+        for name in map(_short, IMPORTS[module])
+        if name not in CONNECTORS_SEE
+        and not name.startswith("connectors._")
+        and not _matches(name, f"connectors.{room}.*")
+    }
+    assert set() == wrong
+
+
+def test_no_import_cycles():
+    """No module imports itself through others, neither at its top nor on first use."""
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        if module in path:
+            pytest.fail(" -> ".join((*path[path.index(module) :], module)))
+        if module not in done:
+            for name in sorted(IMPORTS[module]):
+                # A package runs before its modules; that it re-exports them is no cycle.
+                if not module.startswith(name + "."):
+                    visit(name, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
