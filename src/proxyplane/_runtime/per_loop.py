@@ -98,6 +98,6 @@ _closing: set[asyncio.Task[None]] = set()
 
 
 def _close_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None, None]) -> None:
-    task = loop.create_task(guard.aclose())  # type: ignore[arg-type]  # typeshed: a coroutine
+    task = loop.create_task(guard.aclose())
     _closing.add(task)
     task.add_done_callback(_closing.discard)
