@@ -1,3 +1,57 @@
 """Python objects travel between processes as small proxies; asyncio first."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from proxyplane import exceptions as exceptions
+from proxyplane.abc import Connector as Connector
+from proxyplane.abc import DeferrableConnector as DeferrableConnector
+from proxyplane.abc import Factory as Factory
+from proxyplane.abc import Serializer as Serializer
+from proxyplane.config import StoreConfig as StoreConfig
+from proxyplane.config import register_connector as register_connector
+from proxyplane.connectors.file import FileConnector as FileConnector
+from proxyplane.connectors.local import LocalConnector as LocalConnector
+from proxyplane.exceptions import BlockingResolveWarning as BlockingResolveWarning
+from proxyplane.exceptions import ProxyPlaneError as ProxyPlaneError
+from proxyplane.exceptions import ProxyResolveError as ProxyResolveError
+from proxyplane.factory import RedisFactory as RedisFactory
+from proxyplane.factory import StoreFactory as StoreFactory
+from proxyplane.proxy import Proxy as Proxy
+from proxyplane.proxy import ProxyLocker as ProxyLocker
+from proxyplane.proxy import ProxyOr as ProxyOr
+from proxyplane.proxy import aevict as aevict
+from proxyplane.proxy import aextract as aextract
+from proxyplane.proxy import aresolve as aresolve
+from proxyplane.proxy import evict as evict
+from proxyplane.proxy import extract as extract
+from proxyplane.proxy import gather as gather
+from proxyplane.proxy import get_factory as get_factory
+from proxyplane.proxy import get_key as get_key
+from proxyplane.proxy import is_resolved as is_resolved
+from proxyplane.proxy import resolve as resolve
+from proxyplane.proxy import resolve_async as resolve_async
+from proxyplane.registry import ato_proxy as ato_proxy
+from proxyplane.registry import get_or_create_store as get_or_create_store
+from proxyplane.registry import get_store as get_store
+from proxyplane.registry import register_store as register_store
+from proxyplane.registry import set_default_store as set_default_store
+from proxyplane.registry import store_registration as store_registration
+from proxyplane.registry import to_proxy as to_proxy
+from proxyplane.registry import unregister_store as unregister_store
+from proxyplane.store import Store as Store
+
+if TYPE_CHECKING:
+    from proxyplane.connectors.redis import RedisConnector as RedisConnector
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Importing redis takes longer than importing all the rest.
+    if name == "RedisConnector":
+        from proxyplane.connectors.redis import RedisConnector
+
+        return RedisConnector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -271,6 +271,8 @@ class Factory(ABC, Generic[T_co]):
     is had from async code.
     """
 
+    __slots__ = ()
+
     @abstractmethod
     def __call__(self) -> T_co:
         """Makes or fetches the target; may block."""

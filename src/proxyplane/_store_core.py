@@ -1,0 +1,335 @@
+"""A store's operations, from which `proxyplane.Store` and `proxyplane.sync.Store` are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from proxyplane import _stores, serialization
+from proxyplane._operations import Known, Operation
+from proxyplane.abc import Buffer, Connector, Serializer, SupportsSync
+from proxyplane.cache import MISSING, LRUCache
+from proxyplane.config import StoreConfig
+from proxyplane.exceptions import NonProxiableTypeError, StoreClosedError
+from proxyplane.factory import StoreFactory
+from proxyplane.hints import NO_HINTS, Hints
+from proxyplane.proxy import Proxy, make_proxy
+
+T = TypeVar("T")
+
+SerializerLike = Serializer | str | None
+
+
+class StoreCore:
+    """Connector, cache and configuration of a store, and what it does with them.
+
+    Args:
+        config: What makes the store.
+        connector: The connector that the configuration names.
+    """
+
+    def __init__(self, config: StoreConfig, connector: Connector) -> None:
+        self._serializer = self._chosen(config.serializer)
+        self._cache = LRUCache(*config.cache_limits())
+        self._config = config
+        self.connector = connector
+        self._shortcut = connector if isinstance(connector, SupportsSync) else None
+        self._closed = False
+        self.name = config.name
+        self.reference = config.to_url()
+        self.on_blocking = config.on_blocking
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store was closed."""
+        return self._closed
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether the medium can be used in the calling thread, without a loop."""
+        return self._shortcut is not None
+
+    def cached(self, key: str) -> Any:
+        """The object of `key` from the cache, or MISSING."""
+        return self._cache.get(key)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.name!r} at {self._config.connector}{', closed' * self._closed}>"
+
+    def enter(self) -> None:
+        """Gives the store its name in this process, as entering a ``with`` block does."""
+        self.require_open()
+        _stores.register(self, exist_ok=True)
+
+    def closing(self, clear: bool) -> Operation[None]:
+        """Closes the store; nothing the second time."""
+
+        def prepare() -> None:
+            self._closed = True
+            _stores.unregister(self.name, self)
+            self._cache.clear()
+
+        if self._closed:
+            return Known(None)
+        return Operation(
+            f"closing {self!r}",
+            prepare=prepare,
+            io=lambda _: self.connector.aclose(clear=clear),
+        )
+
+    # -- operations -----------------------------------------------------------------------------
+
+    def putting(self, obj: Any, key: str | None, serializer: SerializerLike) -> Operation[str]:
+        """Stores an object; gives its key."""
+        return self._putting(obj, key, serializer, lambda key, size: key)
+
+    def proxying(
+        self,
+        obj: Any,
+        key: str | None,
+        serializer: SerializerLike,
+        evict: bool,
+        populate_target: bool,
+        skip_nonproxiable: bool,
+    ) -> Operation[Any]:
+        """Stores an object; gives a proxy of it."""
+        if not _is_proxiable(obj, skip_nonproxiable):
+            return Known(obj)
+        return self._putting(
+            obj,
+            key,
+            serializer,
+            lambda key, size: self._make_proxy(obj, key, size, evict, populate_target),
+        )
+
+    def _putting(
+        self, obj: Any, key: str | None, serializer: SerializerLike, result: Callable[[str, int], Any]
+    ) -> Operation[Any]:
+        self.require_open()
+        shortcut = self._shortcut
+        size = 0
+
+        def prepare() -> list[Buffer]:
+            nonlocal size
+            frames = self._encode(obj, serializer)
+            size = serialization.frames_size(frames)
+            return frames
+
+        return Operation(
+            f"putting an object in {self!r}",
+            io=lambda frames: self.connector.put(frames, key=key),
+            io_here=shortcut and (lambda frames: shortcut.put_sync(frames, key=key)),
+            prepare=prepare,
+            prepare_stalls=partial(self._encoding_stalls, obj),
+            finish=lambda key: result(key, size),
+        )
+
+    def putting_batch(
+        self, objs: Sequence[Any], serializer: SerializerLike
+    ) -> Operation[list[str]]:
+        """Stores many objects; gives their keys."""
+        return self._putting_batch(objs, serializer, lambda i, key, size: key)
+
+    def proxying_batch(
+        self,
+        objs: Sequence[Any],
+        serializer: SerializerLike,
+        evict: bool,
+        populate_target: bool,
+        skip_nonproxiable: bool,
+    ) -> Operation[list[Any]]:
+        """Stores many objects; gives proxies in their places."""
+        results = list(objs)
+        places = [i for i, obj in enumerate(results) if _is_proxiable(obj, skip_nonproxiable)]
+
+        def result(i: int, key: str, size: int) -> None:
+            place = places[i]
+            results[place] = self._make_proxy(results[place], key, size, evict, populate_target)
+
+        operation: Operation[Any] = self._putting_batch(
+            [results[i] for i in places], serializer, result
+        )
+        return operation.then(lambda _: results)
+
+    def _putting_batch(
+        self,
+        objs: Sequence[Any],
+        serializer: SerializerLike,
+        result: Callable[[int, str, int], Any],
+    ) -> Operation[list[Any]]:
+        self.require_open()
+        sizes: list[int] = []
+
+        def prepare() -> list[list[Buffer]]:
+            batch = [self._encode(obj, serializer) for obj in objs]
+            sizes[:] = map(serialization.frames_size, batch)
+            return batch
+
+        def finish(keys: list[str]) -> list[Any]:
+            return [result(i, *stored) for i, stored in enumerate(zip(keys, sizes, strict=True))]
+
+        return Operation(
+            f"putting {len(objs)} objects in {self!r}",
+            prepare=prepare,
+            prepare_stalls=partial(self._encoding_stalls, objs),
+            io=self.connector.put_batch,
+            finish=finish,
+        )
+
+    def getting(self, key: str, default: Any) -> Operation[Any]:
+        """Gets an object, from the cache if it is there."""
+        self.require_open()
+        found = self._cache.get(key)
+        if found is not MISSING:
+            return Known(found)
+        return self._reading(key, None, lambda: default, cache=True)
+
+    def resolving(
+        self, key: str, size: int | None, evict: bool, missing: Exception
+    ) -> Operation[Any]:
+        """Gets the object of a proxy past the cache; raises `missing` if there is none."""
+        self.require_open()
+
+        def absent() -> Any:
+            raise missing
+
+        operation = self._reading(key, size, absent, cache=not evict)
+        if evict:
+            # Of many who read it at once, the one who evicts it may use it; the others find that
+            # they came too late.
+            read, read_here = operation.io, operation.io_here
+
+            async def claim(request: None) -> Buffer | None:
+                buffer = await read(request)
+                return buffer if buffer is not None and await self.evicting(key).perform() else None
+
+            def claim_here(request: None) -> Buffer | None:
+                buffer = cast(Any, read_here)(request)
+                return buffer if buffer is not None and self.evicting(key).work() else None
+
+            operation.io = claim
+            operation.io_here = read_here and claim_here
+        return operation
+
+    def _reading(
+        self, key: str, size: int | None, absent: Callable[[], Any], *, cache: bool
+    ) -> Operation[Any]:
+        shortcut = self._shortcut
+
+        def finish(buffer: Buffer | None) -> Any:
+            return absent() if buffer is None else self._decode(key, buffer, cache)
+
+        return Operation(
+            f"getting {key!r} from {self!r}",
+            io=lambda _: self.connector.get(key, size=size),
+            io_here=shortcut and (lambda _: shortcut.get_sync(key, size=size)),
+            finish=finish,
+            finish_stalls=_decoding_stalls,
+        )
+
+    def getting_batch(self, keys: Sequence[str], default: Any) -> Operation[list[Any]]:
+        """Gets many objects, from the cache where they are there."""
+        self.require_open()
+        found = {key: self._cache.get(key) for key in keys}
+        absent = [key for key, obj in found.items() if obj is MISSING]
+        if not absent:
+            return Known([found[key] for key in keys])
+
+        def finish(buffers: list[Buffer | None]) -> list[Any]:
+            for key, buffer in zip(absent, buffers, strict=True):
+                found[key] = default if buffer is None else self._decode(key, buffer, True)
+            return [found[key] for key in keys]
+
+        return Operation(
+            f"getting {len(keys)} objects from {self!r}",
+            io=lambda _: self.connector.get_batch(absent),
+            finish=finish,
+            finish_stalls=lambda buffers: any(map(_decoding_stalls, buffers)),
+        )
+
+    def looking(self, key: str) -> Operation[bool]:
+        """Whether the key holds an object, by the medium's word."""
+        self.require_open()
+        shortcut = self._shortcut
+        return Operation(
+            f"looking for {key!r} in {self!r}",
+            io=lambda _: self.connector.exists(key),
+            io_here=shortcut and (lambda _: shortcut.exists_sync(key)),
+        )
+
+    def evicting(self, key: str) -> Operation[bool]:
+        """Removes an object; gives whether it was there."""
+        self.require_open()
+        shortcut = self._shortcut
+        return Operation(
+            f"evicting {key!r} from {self!r}",
+            prepare=lambda: self._cache.pop(key),
+            io=lambda _: self.connector.evict(key),
+            io_here=shortcut and (lambda _: shortcut.evict_sync(key)),
+        )
+
+    def evicting_batch(self, keys: Sequence[str]) -> Operation[list[bool]]:
+        """Removes many objects; gives for each key whether it was there."""
+        self.require_open()
+        return Operation(
+            f"evicting {len(keys)} objects from {self!r}",
+            prepare=lambda: [self._cache.pop(key) for key in keys],
+            io=lambda _: self.connector.evict_batch(keys),
+        )
+
+    # -- the steps they share -------------------------------------------------------------------
+
+    def require_open(self) -> None:
+        """Raises StoreClosedError if the store was closed."""
+        if self._closed:
+            raise StoreClosedError(f"store {self.name!r} is closed", hint="make a new one")
+
+    def _chosen(self, serializer: SerializerLike) -> Serializer | None:
+        if isinstance(serializer, str):
+            return serialization.get_serializer(serializer)
+        return serializer
+
+    def _encode(self, obj: Any, serializer: SerializerLike) -> list[Buffer]:
+        chosen = self._chosen(serializer) or self._serializer
+        return serialization.encode(obj, serializer=chosen, checksum=self._config.checksum)
+
+    def _encoding_stalls(self, obj: Any) -> bool:
+        return serialization.encode_may_stall(obj, checksum=self._config.checksum)
+
+    def _decode(self, key: str, buffer: Buffer, cache: bool) -> Any:
+        obj = serialization.decode(buffer)
+        if cache:
+            self._cache.put(key, obj, len(buffer))
+        return obj
+
+    def factory(self, key: str, evict: bool, size: int | None) -> StoreFactory[Any]:
+        """What a proxy of `key` carries."""
+        return StoreFactory(self.reference, key, evict=evict, size=size, store=self)
+
+    def proxy_of_key(self, key: str, evict: bool) -> Proxy[Any]:
+        """A proxy of whatever the key holds."""
+        self.require_open()
+        return make_proxy(self.factory(key, evict, None), NO_HINTS)
+
+    def _make_proxy(
+        self, obj: T, key: str, size: int, evict: bool, populate_target: bool
+    ) -> Proxy[T]:
+        # A proxy that has its target already would never make its claim.
+        target = obj if populate_target and not evict else MISSING
+        return make_proxy(self.factory(key, evict, size), Hints.of(obj, size), target)
+
+
+def _decoding_stalls(buffer: Buffer | None) -> bool:
+    return buffer is not None and serialization.needs_worker(buffer)
+
+
+def _is_proxiable(obj: object, skip: bool) -> bool:
+    if obj is not None and not isinstance(obj, bool):
+        return True
+    if not skip:
+        raise NonProxiableTypeError(
+            f"{obj!r} cannot be behind a proxy: code compares it with `is`",
+            hint="pass it as it is, or use skip_nonproxiable=True",
+        )
+    return False

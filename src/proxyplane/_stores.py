@@ -1,0 +1,138 @@
+"""The stores of this process, by name and by reference.
+
+A proxy that arrives from elsewhere names its store by a reference: connector URL and store name.
+It gets the very store it names, made here if need be. Names are for people: one name stands for
+one configuration, and a store of the same name with another is refused a place.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from proxyplane._runtime.fork import on_fork
+from proxyplane.config import StoreConfig
+from proxyplane.exceptions import StoreExistsError, StoreNotFoundError
+
+if TYPE_CHECKING:
+    from proxyplane.config import OnBlocking
+
+
+class ObjectStore(Protocol):
+    """What a store is to the factories of its proxies."""
+
+    name: str
+    reference: str
+    on_blocking: OnBlocking | None
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def has_shortcut(self) -> bool: ...
+
+    def cached(self, key: str) -> Any: ...
+
+    def resolving(self, key: str, size: int | None, evict: bool, missing: Exception) -> Any: ...
+
+    def evicting(self, key: str) -> Any: ...
+
+
+class _Process:
+    def __init__(self) -> None:
+        self.after_fork_in_child()
+        self.by_name: dict[str, Any] = {}
+        self.by_reference: dict[str, Any] = {}
+        on_fork(self)
+
+    def after_fork_in_child(self) -> None:
+        # The stores stay usable in the child: their connectors open connections of their own.
+        self.lock = threading.RLock()
+
+
+_process = _Process()
+
+# How to make a store. Set by the module of `Store`, which stands above this one.
+make_store: Callable[[StoreConfig], Any]
+
+
+def register(store: ObjectStore, *, exist_ok: bool = False) -> None:
+    """Gives `store` its name, and makes it the one that arriving proxies find."""
+    with _process.lock:
+        taken = _process.by_name.get(store.name)
+        if taken is not None and taken is not store and not taken.closed:
+            if taken.reference != store.reference:
+                refuse_namesake(taken, store.reference)
+            if not exist_ok:
+                raise StoreExistsError(
+                    f"a store named {store.name!r} is registered in this process already",
+                    hint=f"get it with get_store({store.name!r}), or pass exist_ok=True",
+                )
+        _process.by_name[store.name] = store
+        _process.by_reference[store.reference] = store
+
+
+def refuse_namesake(taken: ObjectStore, reference: str) -> NoReturn:
+    """Raises because `taken` has the name, and is not the store that `reference` names."""
+    raise StoreExistsError(
+        f"the name {taken.name!r} is taken, in this process, by a store at "
+        f"{taken.reference}, which is not {reference}",
+        hint="choose another name, or close or unregister that store first",
+    )
+
+
+def unregister(name: str, store: ObjectStore | None = None) -> None:
+    """Frees `name`; with `store`, only if that very store has it."""
+    with _process.lock:
+        registered = _process.by_name.get(name)
+        if registered is not None and (store is None or registered is store):
+            del _process.by_name[name]
+            if _process.by_reference.get(registered.reference) is registered:
+                del _process.by_reference[registered.reference]
+
+
+def find(name: str) -> Any:
+    """The open store registered under `name`, or None."""
+    store = _process.by_name.get(name)
+    return None if store is None or store.closed else store
+
+
+def require(name: str) -> Any:
+    """The store registered under `name`.
+
+    Raises:
+        StoreNotFoundError: There is none.
+    """
+    store = find(name)
+    if store is None:
+        known = ", ".join(sorted(_process.by_name)) or "none"
+        raise StoreNotFoundError(
+            f"no store named {name!r} is registered in this process",
+            hint=f"enter it with `async with`, or call register_store(store); registered: {known}",
+        )
+    return store
+
+
+def find_reference(reference: str) -> Any:
+    """The open store of this process that `reference` names, or None."""
+    store = _process.by_reference.get(reference)
+    return None if store is None or store.closed else store
+
+
+def open_reference(reference: str) -> Any:
+    """The store that `reference` names, made if this process does not have it yet.
+
+    It takes its name too if that is free; if not, it is found by its reference alone.
+    """
+    store = find_reference(reference)
+    if store is not None:
+        return store
+    with _process.lock:
+        store = find_reference(reference)
+        if store is None:
+            store = make_store(StoreConfig.from_url(reference))
+            _process.by_reference[reference] = store
+            if find(store.name) is None:
+                _process.by_name[store.name] = store
+        return store

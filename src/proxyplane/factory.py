@@ -1,0 +1,272 @@
+"""What stands behind a proxy: how its target is had, and what travels in its place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+from proxyplane import _stores
+from proxyplane._runtime.blocking import about_to_block
+from proxyplane.abc import Factory
+from proxyplane.cache import MISSING
+from proxyplane.config import OnBlocking, StoreConfig, redact
+from proxyplane.exceptions import ProxyResolveMissingKeyError
+
+__all__ = ["Factory", "RedisFactory", "StoreFactory"]
+
+T = TypeVar("T")
+
+# Flags of a store factory, as they travel.
+EVICT = 1
+
+
+class CallableSource(Generic[T]):
+    """Any callable as the source of a flight; see `proxyplane._runtime.flights.Source`.
+
+    A blocked thread calls it directly. For a waiting loop it is called on a thread of its own,
+    unless it is a `Factory` that can be awaited.
+    """
+
+    works_here = True
+    on_blocking: OnBlocking | None = None
+
+    def __init__(self, factory: Callable[[], T]) -> None:
+        self._factory = factory
+        hook = getattr(type(factory), "acall", None)
+        self.works_anywhere = hook is None or hook is Factory.acall
+
+    def __str__(self) -> str:
+        name = getattr(self._factory, "__qualname__", None) or type(self._factory).__qualname__
+        return f"the proxy's factory {name}"
+
+    def prepare(self) -> None:
+        """Nothing to do."""
+
+    def cached(self) -> Any:
+        return MISSING
+
+    def work(self) -> T:
+        return self._factory()
+
+    async def fetch(self) -> Any:
+        return await self._factory.acall()  # type: ignore[attr-defined]
+
+    def decode(self, fetched: Any) -> Any:
+        return fetched
+
+    def decoding_stalls(self, fetched: Any) -> bool:
+        return False
+
+
+class StoreFactory(Factory[T]):
+    """Gets an object from a store; what a store's proxies carry.
+
+    Args:
+        reference: Names the store: connector URL and store name, as `StoreConfig.to_url` gives.
+        key: The object's key.
+        evict: Whether the first use removes the object; later ones find it missing.
+        size: Size of the encoded object in bytes, if known.
+        store: The store itself, where it is at hand.
+    """
+
+    __slots__ = ("_store", "evict", "key", "reference", "size")
+
+    works_anywhere = False
+
+    def __init__(
+        self,
+        reference: str,
+        key: str,
+        *,
+        evict: bool = False,
+        size: int | None = None,
+        store: _stores.ObjectStore | None = None,
+    ) -> None:
+        self.reference = reference
+        self.key = key
+        self.evict = evict
+        self.size = size
+        self._store = store
+
+    @property
+    def store(self) -> Any:
+        """The store of this process for the object; opened again if it was closed.
+
+        Opening imports the connector, and its driver with it, so it is left to whoever may wait.
+        """
+        store = self._store
+        if store is None or store.closed:
+            store = self._store = _stores.open_reference(self.reference)
+        return store
+
+    def _store_at_hand(self) -> Any:
+        store = self._store
+        if store is None or store.closed:
+            store = self._store = _stores.find_reference(self.reference)
+        return store
+
+    # -- as a factory ---------------------------------------------------------------------------
+
+    def __call__(self) -> T:
+        """Gets the object; blocks.
+
+        Raises:
+            ProxyResolveMissingKeyError: The store does not hold the key.
+        """
+        self.prepare()
+        cached = self.cached()
+        if cached is not MISSING:
+            return cached  # type: ignore[no-any-return]
+        about_to_block(lambda: f"getting {self}", self.on_blocking)
+        return self.work()
+
+    async def acall(self) -> T:
+        """Gets the object without blocking the running loop.
+
+        Raises:
+            ProxyResolveMissingKeyError: The store does not hold the key.
+        """
+        cached = self.cached()
+        return await self._operation().perform() if cached is MISSING else cached
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StoreFactory):
+            return NotImplemented
+        return self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[str, str, bool]:
+        return self.reference, self.key, self.evict
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self}>"
+
+    def __str__(self) -> str:
+        return f"object {self.key!r} {self.where}"
+
+    @property
+    def where(self) -> str:
+        """Store and medium, for messages."""
+        url, _, name = redact(self.reference).partition("#")
+        return f"in store {name.partition(';')[0]!r} at {url}"
+
+    # -- as what travels ------------------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild_factory, (*self.flat(), self.size)
+
+    def flat(self) -> tuple[str, bytes | str, int]:
+        """What travels, beside the size: (reference, key, flags)."""
+        # A key that the library made is 32 hexadecimal digits: half as long as bytes.
+        key: bytes | str = self.key
+        if len(self.key) == 32:
+            try:
+                packed = bytes.fromhex(self.key)
+            except ValueError:
+                pass
+            else:
+                key = packed if packed.hex() == self.key else self.key
+        return self.reference, key, EVICT if self.evict else 0
+
+    # -- as the source of a flight; see `proxyplane._runtime.flights.Source` --------------------
+
+    def prepare(self) -> None:
+        """Opens the store; for those who may block."""
+        _ = self.store
+
+    @property
+    def on_blocking(self) -> OnBlocking | None:
+        """The store's policy for touches on a thread with a running loop."""
+        store = self._store_at_hand()
+        return None if store is None else store.on_blocking
+
+    @property
+    def works_here(self) -> bool:
+        """Whether the medium can be read in the calling thread."""
+        store = self._store_at_hand()
+        return store is not None and store.has_shortcut
+
+    def cached(self) -> Any:
+        """The object from the store's cache, or MISSING. One that evicts is never cached."""
+        store = None if self.evict else self._store_at_hand()
+        return MISSING if store is None else store.cached(self.key)
+
+    def work(self) -> T:
+        """Reads and decodes; blocks this thread."""
+        return self._operation().work()
+
+    async def fetch(self) -> Any:
+        """Reads on the running loop; what it returns is for `decode`."""
+        operation = self._operation()
+        return operation, await operation.io(None)
+
+    def decode(self, fetched: Any) -> T:
+        """Makes the object."""
+        operation, reply = fetched
+        return cast(T, operation.finish(reply))
+
+    def decoding_stalls(self, fetched: Any) -> bool:
+        """Whether that takes too long for the thread of a running loop."""
+        operation, reply = fetched
+        return cast(bool, operation.finish_stalls(reply))
+
+    def _operation(self) -> Any:
+        store = self.store
+        late = "it was claimed by another consumer, or it" if self.evict else "it"
+        missing = ProxyResolveMissingKeyError(
+            f"there is no {self}",
+            key=self.key,
+            store=store.name,
+            hint=f"{late} was evicted or has expired",
+        )
+        return store.resolving(self.key, self.size, self.evict, missing)
+
+
+def rebuild_factory(
+    reference: str, key: bytes | str, flags: int, size: int | None
+) -> StoreFactory[Any]:
+    """Inverse of `StoreFactory.flat`."""
+    return StoreFactory(
+        # Interned, so that the proxies of one store share it, and so do their pickles.
+        sys.intern(reference),
+        key.hex() if isinstance(key, bytes) else key,
+        evict=bool(flags & EVICT),
+        size=size,
+    )
+
+
+class RedisFactory(StoreFactory[T]):
+    """Gets one object from a Redis server, without a store of your own.
+
+    Given an object it stores it first, which blocks.
+
+    Args:
+        obj: The object to store; leave it out if it is there already.
+        key: The object's key; may be left out when an object is given.
+        url: URL of the server, as for `proxyplane.RedisConnector`.
+
+    Raises:
+        TypeError: Neither an object nor a key was given.
+        KeyExistsError: An object was given and the key is taken.
+        ConfigError: The URL is wrong.
+        ConnectorError: The server failed.
+    """
+
+    def __init__(
+        self,
+        obj: T | Any = MISSING,
+        *,
+        key: str | None = None,
+        url: str = "redis://localhost:6379/0",
+    ) -> None:
+        # Opened by whatever spelling of the URL, and then named by the store's own.
+        store = _stores.open_reference(StoreConfig("RedisFactory", url).to_url())
+        if obj is not MISSING:
+            operation = store.putting(obj, key, None)
+            key = operation.perform_blocking(store.on_blocking)
+        elif key is None:
+            raise TypeError("RedisFactory needs an object, a key, or both")
+        super().__init__(store.reference, cast(str, key), store=store)

@@ -1,0 +1,152 @@
+"""What a proxy knows about its target without having it: type, size and hash."""
+
+from __future__ import annotations
+
+import sys
+import types
+import weakref
+from typing import Any, Final
+
+__all__ = ["NO_HINTS", "Hints"]
+
+# Larger objects are not hashed when they are put: hashing reads every byte.
+HASH_LIMIT = 4096
+
+# Text and bytes hash differently in each process unless the seed is shared; so a hash is believed
+# only where this one comes out the same.
+_SEED: Final = hash("proxyplane") & 0xFFFFFFFF
+_SAME_HASH_EVERYWHERE = (int, float, complex)
+
+_NOT_NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
+
+# What frameworks look for on anything that passes by. No unresolved target is worth fetching for
+# one of these, and what a proxy of a wrapped function wraps is the target's business.
+_PROBES = frozenset(
+    {
+        "_asyncio_future_blocking",
+        "_is_coroutine",
+        "_is_coroutine_marker",
+        "_pytestfixturefunction",
+        "__isabstractmethod__",
+        "__signature__",
+        "__wrapped__",
+    }
+)
+_PROBE_PREFIXES = ("_ipython_", "_repr_", "__pydantic_", "__get_pydantic_")
+
+
+class Hints:
+    """Facts about a target, taken when it was stored.
+
+    Args:
+        type_name: ``"module:qualname"`` of the target's type, or None.
+        size: Size of the encoded target in bytes, or None.
+        hash: The target's hash; False if it has none; None if not known.
+    """
+
+    __slots__ = ("_type", "hash", "size", "type_name")
+
+    def __init__(
+        self, type_name: str | None = None, size: int | None = None, hash: int | None = None
+    ) -> None:
+        self.type_name = type_name
+        self.size = size
+        self.hash = hash
+        self._type: type | None = None
+
+    @classmethod
+    def of(cls, target: Any, size: int | None = None) -> Hints:
+        """The hints for `target`, whose encoded size is `size` bytes."""
+        kind = type(target)
+        hints = cls(_type_name(kind), size, _hash_of(target, kind, size))
+        hints._type = kind if hints.type_name is not None else None
+        return hints
+
+    def flat(self) -> tuple[int | None, str | None, int | None, int | None]:
+        """What travels: (size, type name, hash, hash seed)."""
+        kind = self.target_type()
+        everywhere = self.hash is None or self.hash is False or kind in _SAME_HASH_EVERYWHERE
+        return self.size, self.type_name, self.hash, None if everywhere else _SEED
+
+    @classmethod
+    def from_flat(
+        cls, size: int | None, type_name: str | None, hash: int | None, seed: int | None
+    ) -> Hints:
+        """Inverse of `flat`, in the process that reads it."""
+        return cls(type_name, size, hash if seed is None or seed == _SEED else None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hints.from_flat, self.flat()
+
+    def target_type(self) -> type | None:
+        """The target's type, if its module is imported in this process.
+
+        A probe must not import: that would stall a loop for as long as a large package takes.
+        Nor need it: who asks ``isinstance(p, C)`` has imported C.
+        """
+        if self._type is None and self.type_name is not None:
+            module_name, _, qualname = self.type_name.partition(":")
+            found: Any = sys.modules.get(module_name)
+            for name in qualname.split("."):
+                found = getattr(found, name, None)
+            if isinstance(found, type):
+                self._type = found
+        return self._type
+
+    @property
+    def type_label(self) -> str:
+        """The bare name of the type, for messages; empty if not known."""
+        return self.type_name.rpartition(":")[2] if self.type_name else ""
+
+    @property
+    def size_label(self) -> str:
+        """The size for people, as in ``95.4 MiB``; empty if not known."""
+        if self.size is None:
+            return ""
+        size, unit = float(self.size), "B"
+        for larger in ("KiB", "MiB", "GiB", "TiB"):
+            if size < 1024:
+                break
+            size, unit = size / 1024, larger
+        return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+    def refuse_probe(self, name: str) -> None:
+        """Raises AttributeError if the lookup of `name` can be answered without the target."""
+        if name in _PROBES or name.startswith(_PROBE_PREFIXES):
+            raise AttributeError(f"unresolved proxy has no attribute {name!r}")
+        if name.startswith("__") and name.endswith("__"):
+            known = self.target_type()
+            if known is not None and not any(name in base.__dict__ for base in known.__mro__):
+                raise AttributeError(f"{known.__name__!r} object has no attribute {name!r}")
+
+
+NO_HINTS: Final = Hints()
+
+_type_names: weakref.WeakKeyDictionary[type, str | None] = weakref.WeakKeyDictionary()
+
+
+def _type_name(kind: type) -> str | None:
+    try:
+        return _type_names[kind]
+    except KeyError:
+        pass
+    # A local class cannot be found by name; and cloudpickle, which would pickle it by value,
+    # must not be made to do so for a hint: the name is text.
+    named = "<locals>" not in kind.__qualname__ and not issubclass(kind, _NOT_NAMED)
+    # Interned, so that the proxies of one pickle share it.
+    name = sys.intern(f"{kind.__module__}:{kind.__qualname__}") if named else None
+    _type_names[kind] = name
+    return name
+
+
+def _hash_of(target: Any, kind: type, size: int | None) -> int | None:
+    if kind.__hash__ is None:
+        return False
+    if kind.__hash__ is object.__hash__ or size is None or size > HASH_LIMIT:
+        return None  # a hash by identity is another in each process
+    try:
+        return hash(target)
+    except TypeError:  # a tuple that holds a list
+        return False
+    except Exception:  # noqa: BLE001  # a hash of the user's that fails is theirs to meet later
+        return None

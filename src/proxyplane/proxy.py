@@ -1,0 +1,450 @@
+"""Transparent proxies: small references that become their target when it is first needed.
+
+A proxy has two slots that matter: its factory, and its target, which is unset until the proxy is
+resolved. Special methods read the target's slot; while it is unset that read falls through to
+`__getattr__`, and there, once in a proxy's life, the target is fetched. So a resolved proxy pays
+for nothing but the indirection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Generator
+from functools import partial
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+from proxyplane._forward import ClassCache
+from proxyplane._runtime import flights
+from proxyplane._runtime.blocking import about_to_block
+from proxyplane.cache import MISSING
+from proxyplane.exceptions import ProxyResolveError
+from proxyplane.factory import CallableSource, StoreFactory, rebuild_factory
+from proxyplane.hints import NO_HINTS, Hints
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+if TYPE_CHECKING:
+    from typing import Generic
+
+    class _Base(Generic[T_co]):
+        __slots__ = ()
+else:
+
+    class _Base:
+        # At run time `typing.Generic` would put its own names before the target's.
+        __slots__ = ()
+
+        def __class_getitem__(cls, item: Any) -> type:
+            return cls
+
+
+class _ProxyMeta(type):
+    # ``cls.__module__`` is the proxy's while ``instance.__module__`` is the target's.
+    __module__ = property(lambda cls: __name__)  # type: ignore[assignment]
+
+
+class _FromTarget:
+    """An attribute that is the proxy's own on the class and the target's on an instance."""
+
+    def __init__(self, name: str, own: str | None) -> None:
+        self.name = name
+        self.own = own
+
+    def __get__(self, proxy: Any, owner: type) -> Any:
+        if proxy is None:
+            return self.own
+        if not is_resolved(proxy):
+            known = _hints(proxy).target_type()
+            if known is not None:
+                return getattr(known, self.name, None)
+        return getattr(proxy.__proxy_target__, self.name)
+
+
+class Proxy(_Base[T_co], metaclass=_ProxyMeta):
+    """A stand-in for an object that is fetched when it is first used.
+
+    ``isinstance``, ``hash``, ``repr`` and the probes of asyncio and other frameworks are answered
+    from what the proxy knows about its target, without fetching it. Everything else fetches it
+    once, whoever asks, and then goes straight to it. ``await proxy`` gives the target itself
+    without ever blocking the running event loop.
+
+    Args:
+        factory: Called without arguments, once, to get the target; see `proxyplane.Factory`.
+        target: The target, when the caller has it: the proxy is resolved from the start, and only
+            its copies in other processes call the factory.
+
+    Raises:
+        TypeError: `factory` is not callable.
+    """
+
+    __slots__ = ("__proxy_factory__", "__proxy_hints__", "__proxy_target__", "__weakref__")
+
+    __module__ = _FromTarget("__module__", __name__)  # type: ignore[assignment]
+
+    def __new__(cls, factory: Callable[[], T_co], *, target: Any = MISSING) -> Proxy[T_co]:
+        if not callable(factory):
+            raise TypeError(f"a proxy needs a callable factory, not {type(factory).__name__}")
+        hints = NO_HINTS if target is MISSING else Hints.of(target)
+        return make_proxy(factory, hints, target)
+
+    def __class_getitem__(cls, item: Any) -> GenericAlias:
+        return GenericAlias(cls, item)
+
+    # -- the target -----------------------------------------------------------------------------
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "__proxy_target__":
+                return _touch(self)  # the slot is unset: this is the moment to resolve
+            if name[:1] == "_" and not is_resolved(self):
+                _hints(self).refuse_probe(name)
+            return getattr(self.__proxy_target__, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(self.__proxy_target__, name, value)
+
+        def __delattr__(self, name: str) -> None:
+            delattr(self.__proxy_target__, name)
+
+        @property
+        def __class__(self) -> type:
+            if is_resolved(self):
+                return self.__proxy_target__.__class__
+            return _hints(self).target_type() or Proxy
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        return aresolve(self).__await__()
+
+    # -- what every object has ------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        if is_resolved(self):
+            return repr(self.__proxy_target__)
+        hints = _hints(self)
+        name = f"[{hints.type_label}]" if hints.type_label else ""
+        size = f" {hints.size_label}" if hints.size is not None else ""
+        where = getattr(get_factory(self), "where", None)
+        return f"<Proxy{name}{size}{f' {where}' if where else ''}, unresolved>"
+
+    def __str__(self) -> str:
+        return str(self.__proxy_target__)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.__proxy_target__, spec)
+
+    def __dir__(self) -> list[str]:
+        return dir(self.__proxy_target__)
+
+    def __hash__(self) -> int:
+        if not is_resolved(self):
+            known = _hints(self).hash
+            if known is False:
+                raise TypeError(f"unhashable type: {_hints(self).type_label!r}")
+            if known is not None:
+                return known
+        return hash(self.__proxy_target__)
+
+    def __eq__(self, other: object) -> Any:
+        return self.__proxy_target__ == other
+
+    def __ne__(self, other: object) -> Any:
+        return self.__proxy_target__ != other
+
+    def __lt__(self, other: Any) -> Any:
+        return self.__proxy_target__ < other
+
+    def __le__(self, other: Any) -> Any:
+        return self.__proxy_target__ <= other
+
+    def __gt__(self, other: Any) -> Any:
+        return self.__proxy_target__ > other
+
+    def __ge__(self, other: Any) -> Any:
+        return self.__proxy_target__ >= other
+
+    # -- copies ---------------------------------------------------------------------------------
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        factory = get_factory(self)
+        if getattr(type(factory), "__reduce__", None) is StoreFactory.__reduce__:
+            # One flat call: less than half the size of nested objects.
+            return rebuild_proxy, (*factory.flat(), *_hints(self).flat())
+        return make_proxy, (factory, _hints(self))
+
+    def __copy__(self) -> Proxy[T_co]:
+        return make_proxy(get_factory(self), _hints(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Proxy[T_co]:
+        return make_proxy(copy.deepcopy(get_factory(self), memo), _hints(self))
+
+    def __proxy_deliver__(self, target: Any) -> None:
+        """Sets the target, and makes this a proxy of the type that it turned out to have."""
+        _set_target(self, target)
+        wanted = _classes.get(type(target))
+        if type(self) is not wanted:
+            _set_class(self, wanted)
+
+
+# Assigned here, where the docstring above has served its readers.
+Proxy.__doc__ = cast(str, _FromTarget("__doc__", Proxy.__doc__))
+
+# The slots, read and written past `__getattr__` and `__setattr__`.
+_get_target = Proxy.__dict__["__proxy_target__"].__get__
+_set_target = Proxy.__dict__["__proxy_target__"].__set__
+_get_factory = Proxy.__dict__["__proxy_factory__"].__get__
+_set_factory = Proxy.__dict__["__proxy_factory__"].__set__
+_hints: Callable[[Any], Hints] = Proxy.__dict__["__proxy_hints__"].__get__
+_set_hints = Proxy.__dict__["__proxy_hints__"].__set__
+_set_class = object.__dict__["__class__"].__set__
+
+_classes = ClassCache(Proxy)
+
+
+def make_proxy(
+    factory: Callable[[], T], hints: Hints = NO_HINTS, target: Any = MISSING
+) -> Proxy[T]:
+    """Makes a proxy; resolved if `target` is given."""
+    kind = hints.target_type() if target is MISSING else type(target)
+    proxy = object.__new__(_classes.get(kind))
+    _set_factory(proxy, factory)
+    _set_hints(proxy, hints)
+    if target is not MISSING:
+        _set_target(proxy, target)
+    return cast("Proxy[T]", proxy)
+
+
+def rebuild_proxy(
+    reference: str,
+    key: bytes | str,
+    flags: int,
+    size: int | None,
+    type_name: str | None,
+    hash: int | None,
+    seed: int | None,
+) -> Proxy[Any]:
+    """Inverse of pickling a store's proxy."""
+    factory = rebuild_factory(reference, key, flags, size)
+    return make_proxy(factory, Hints.from_flat(size, type_name, hash, seed))
+
+
+# -- resolving --------------------------------------------------------------------------------
+
+
+def _source(proxy: Proxy[Any]) -> Any:
+    factory = _get_factory(proxy)
+    return factory if isinstance(factory, StoreFactory) else CallableSource(factory)
+
+
+def _join(proxy: Proxy[Any], source: Any) -> flights.Flight | None:
+    # Proxies of one object share a flight, except where each use is a claim of its own.
+    shared = isinstance(source, StoreFactory) and not source.evict
+    key = (source.reference, source.key) if shared else id(proxy)
+    return flights.join(
+        key, source, partial(is_resolved, proxy), partial(Proxy.__proxy_deliver__, proxy)
+    )
+
+
+def _touch(proxy: Proxy[T]) -> T:
+    """Resolves `proxy`, blocking this thread, and returns its target."""
+    source = _source(proxy)
+    try:
+        source.prepare()
+    except Exception as error:
+        raise ProxyResolveError(f"could not resolve {source}: {error}", cause=error) from error
+    target = source.cached()
+    if target is not MISSING:
+        proxy.__proxy_deliver__(target)
+        return cast(T, target)
+    about_to_block(lambda: f"touching {proxy!r}", source.on_blocking)
+    flight = _join(proxy, source)
+    if flight is None:
+        return cast(T, _get_target(proxy))
+    try:
+        return cast(T, flight.wait_blocking())
+    finally:
+        flight.leave()
+
+
+async def aresolve(proxy: Proxy[T]) -> T:
+    """Resolves a proxy without blocking the running loop, and returns its target.
+
+    Args:
+        proxy: A proxy.
+
+    Returns:
+        The target itself, not a proxy.
+
+    Raises:
+        ProxyResolveError: The target could not be had; what went wrong is its `cause`.
+        ProxyResolveMissingKeyError: The store does not hold the object.
+    """
+    _require_proxy(proxy)
+    if is_resolved(proxy):
+        return cast(T, _get_target(proxy))
+    source = _source(proxy)
+    target = source.cached()
+    if target is not MISSING:
+        proxy.__proxy_deliver__(target)
+        return cast(T, target)
+    flight = _join(proxy, source)
+    if flight is None:
+        return cast(T, _get_target(proxy))
+    try:
+        return cast(T, await flight.wait())
+    finally:
+        flight.leave()
+
+
+def resolve(proxy: Proxy[Any]) -> None:
+    """Resolves a proxy; blocks until its target is here. Blocking twin of `aresolve`.
+
+    Raises:
+        ProxyResolveError: The target could not be had; what went wrong is its `cause`.
+    """
+    _require_proxy(proxy)
+    _ = proxy.__proxy_target__  # type: ignore[attr-defined]
+
+
+def resolve_async(proxy: Proxy[Any]) -> None:
+    """Starts to resolve a proxy in the background and returns at once.
+
+    Does nothing if the proxy is resolved. If it fails, the first use of the proxy tries again and
+    raises.
+    """
+    _require_proxy(proxy)
+    if is_resolved(proxy):
+        return
+    flight = _join(proxy, _source(proxy))
+    if flight is not None:
+        flight.start()
+        flight.leave()
+
+
+def is_resolved(proxy: Proxy[Any]) -> bool:
+    """Whether a proxy has its target; never fetches it."""
+    try:
+        _get_target(proxy)
+    except AttributeError:
+        return False
+    return True
+
+
+def extract(proxy: Proxy[T]) -> T:
+    """The target of a proxy, the object itself; blocks until it is here.
+
+    Raises:
+        ProxyResolveError: The target could not be had; what went wrong is its `cause`.
+    """
+    _require_proxy(proxy)
+    return cast(T, proxy.__proxy_target__)  # type: ignore[attr-defined]
+
+
+async def aextract(proxy: Proxy[T]) -> T:
+    """Async twin of `extract`; the same as `aresolve` and as ``await proxy``."""
+    return await aresolve(proxy)
+
+
+def get_factory(proxy: Proxy[T]) -> Callable[[], T]:
+    """The factory of a proxy; never fetches the target."""
+    _require_proxy(proxy)
+    return cast("Callable[[], T]", _get_factory(proxy))
+
+
+def get_key(proxy: Proxy[Any]) -> str:
+    """The key under which a proxy's target is stored; never fetches it.
+
+    Raises:
+        TypeError: The proxy was not made by a store.
+    """
+    return _store_factory(proxy).key
+
+
+def evict(proxy: Proxy[Any]) -> None:
+    """Removes the target of a proxy from its store; blocks until that is done.
+
+    A resolved proxy keeps its target; unresolved ones of the same object will fail.
+
+    Raises:
+        TypeError: The proxy was not made by a store.
+    """
+    factory = _store_factory(proxy)
+    store = factory.store
+    store.evicting(factory.key).perform_blocking(store.on_blocking)
+
+
+async def aevict(proxy: Proxy[Any]) -> None:
+    """Async twin of `evict`."""
+    factory = _store_factory(proxy)
+    await factory.store.evicting(factory.key).perform()
+
+
+def _store_factory(proxy: Proxy[Any]) -> StoreFactory[Any]:
+    factory = get_factory(proxy)
+    if not isinstance(factory, StoreFactory):
+        raise TypeError(f"{proxy!r} was not made by a store, so it has no key and nothing to evict")
+    return factory
+
+
+def _require_proxy(value: object) -> None:
+    if not issubclass(type(value), Proxy):
+        raise TypeError(f"expected a Proxy, got {type(value).__name__}")
+
+
+# -- many, maybe, locked ------------------------------------------------------------------------
+
+
+async def gather(*values: Proxy[Any] | Awaitable[Any] | Any) -> list[Any]:
+    """Resolves many proxies at once and returns their targets in order.
+
+    What is neither a proxy nor awaitable is returned as it is. The first failure cancels the
+    others, waits for their end and is raised.
+
+    `asyncio.gather` will not do: it hashes its arguments, and refuses a proxy of an unhashable
+    target.
+    """
+    tasks = [asyncio.ensure_future(_settle(value)) for value in values]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _settle(value: Any) -> Any:
+    if issubclass(type(value), Proxy):
+        return await aresolve(value)
+    return await value if isinstance(value, Awaitable) else value
+
+
+class ProxyLocker(_Base[T_co]):
+    """A box for a proxy, which code that passes it on cannot resolve by accident.
+
+    Args:
+        proxy: The proxy to keep.
+    """
+
+    __slots__ = ("_proxy",)
+
+    def __init__(self, proxy: Proxy[T_co]) -> None:
+        _require_proxy(proxy)
+        self._proxy = proxy
+
+    def unlock(self) -> Proxy[T_co]:
+        """The proxy."""
+        return self._proxy
+
+    def __repr__(self) -> str:
+        return f"ProxyLocker({self._proxy!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProxyLocker, (self._proxy,)
+
+
+ProxyOr: TypeAlias = Proxy[T] | T
+"""A proxy of something, or that something."""

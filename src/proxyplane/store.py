@@ -1,0 +1,311 @@
+"""The async store: objects in, keys and proxies out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar, overload
+
+from proxyplane import _stores, serialization
+from proxyplane._store_core import SerializerLike, StoreCore
+from proxyplane.abc import Connector, Serializer
+from proxyplane.config import OnBlocking, StoreConfig, connector_from_url
+from proxyplane.proxy import Proxy, ProxyLocker
+
+__all__ = ["Store"]
+
+T = TypeVar("T")
+
+
+class Store(StoreCore):
+    """Stores objects through a connector and gives out keys and proxies of them.
+
+    Used from async code; `proxyplane.sync.Store` is the same for code that may block. One store
+    may be used from any number of event loops and threads at once.
+
+    Entering it with ``async with`` registers it under its name, so that proxies which arrive in
+    this process find it; leaving closes it. What it stored stays where it is, because others may
+    still read it, unless it is closed with ``clear=True``.
+
+    Args:
+        name: Name of the store, any characters.
+        connector: Where objects go: a connector, or a URL such as ``"file:///data/objects"``.
+        serializer: A serialiser, or its id, for all objects; by default chosen for each object.
+        checksum: Whether a checksum also covers the bodies of arrays and tables, which costs one
+            pass over them on each side.
+        cache_size: Objects to keep after they were read, 0 for none; by default
+            `PROXYPLANE_CACHE_SIZE`, else 16. The cache gives the same object to everyone in this
+            process.
+        cache_bytes: Encoded bytes to keep so, at most; by default `PROXYPLANE_CACHE_BYTES`, else
+            1 GiB.
+        on_blocking: What a blocking touch on a thread with a running event loop does:
+            ``"warn"``, ``"raise"`` or ``"allow"``; by default `PROXYPLANE_ON_BLOCKING`, else
+            ``"warn"``.
+        register: Register the store now, without entering it.
+
+    Raises:
+        ConfigError: An argument or an environment variable is wrong; the message names it.
+        StoreExistsError: `register` is set and the name is taken.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connector: Connector | str,
+        *,
+        serializer: Serializer | str | None = None,
+        checksum: bool = False,
+        cache_size: int | None = None,
+        cache_bytes: int | None = None,
+        on_blocking: OnBlocking | None = None,
+        register: bool = False,
+    ) -> None:
+        if isinstance(connector, str):
+            connector = connector_from_url(connector)
+        if serializer is not None and not isinstance(serializer, str):
+            serialization.register_serializer(serializer)
+            serializer = serializer.id
+        config = StoreConfig(
+            name=name,
+            connector=connector.url,
+            serializer=serializer,
+            checksum=checksum,
+            on_blocking=on_blocking,
+            cache_size=cache_size,
+            cache_bytes=cache_bytes,
+        )
+        super().__init__(config, connector)
+        if register:
+            _stores.register(self)
+
+    # -- configuration and life -----------------------------------------------------------------
+
+    def config(self) -> StoreConfig:
+        """What makes this store; picklable, holds no secret."""
+        return self._config
+
+    @classmethod
+    def from_config(cls, config: StoreConfig, *, register: bool = False) -> Store:
+        """Makes the store that `config` describes.
+
+        Raises:
+            ConfigError: The connector's URL is wrong.
+        """
+        return cls(
+            config.name,
+            config.connector,
+            serializer=config.serializer,
+            checksum=config.checksum,
+            cache_size=config.cache_size,
+            cache_bytes=config.cache_bytes,
+            on_blocking=config.on_blocking,
+            register=register,
+        )
+
+    @classmethod
+    def from_url(cls, url: str, *, register: bool = False) -> Store:
+        """Makes a store from one line: a connector's URL, ``#`` and the store's name.
+
+        Raises:
+            ConfigError: The line describes no store; the message names the part.
+        """
+        return cls.from_config(StoreConfig.from_url(url), register=register)
+
+    async def __aenter__(self) -> Store:
+        self.enter()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError(
+            "proxyplane.Store is async: enter it with `async with`, "
+            "or use the blocking proxyplane.sync.Store"
+        )
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Never called; without it Python would complain of its absence, and not as above."""
+
+    async def aclose(self, *, clear: bool = False) -> None:
+        """Frees the name, drops the cache and closes the connector; a second call does nothing.
+
+        Args:
+            clear: Also evict what was put through this store, and nothing else.
+        """
+        await self.closing(clear).perform()
+
+    # -- objects --------------------------------------------------------------------------------
+
+    async def put(
+        self, obj: Any, *, key: str | None = None, serializer: SerializerLike = None
+    ) -> str:
+        """Stores an object and returns its key.
+
+        Args:
+            obj: Any object that pickle or cloudpickle can encode.
+            key: A key of your own; by default a new unique one. Keys are write-once.
+            serializer: A serialiser, or its id, for this object.
+
+        Raises:
+            KeyExistsError: `key` is taken.
+            SerializationError: The object cannot be encoded.
+            StoreFullError: There is no room.
+            StoreClosedError: The store was closed.
+            ConnectorError: The medium failed.
+        """
+        return await self.putting(obj, key, serializer).perform()
+
+    async def put_batch(
+        self, objs: Sequence[Any], *, serializer: SerializerLike = None
+    ) -> list[str]:
+        """Stores many objects, all or none, and returns their keys in order.
+
+        Raises:
+            As `put`.
+        """
+        return await self.putting_batch(objs, serializer).perform()
+
+    @overload
+    async def get(self, key: str) -> Any | None: ...
+    @overload
+    async def get(self, key: str, default: T) -> Any | T: ...
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        """Gets an object; `default` if the key holds none.
+
+        An object in the cache is returned as it is, also when it was evicted elsewhere.
+
+        Raises:
+            SerializationError: What the key holds cannot be decoded.
+            StoreClosedError: The store was closed.
+            ConnectorError: The medium failed.
+        """
+        return await self.getting(key, default).perform()
+
+    async def get_batch(self, keys: Sequence[str], default: Any = None) -> list[Any]:
+        """Gets many objects, in the order of the keys; `default` for a key that holds none.
+
+        Raises:
+            As `get`.
+        """
+        return await self.getting_batch(keys, default).perform()
+
+    async def exists(self, key: str) -> bool:
+        """Whether the key holds an object now; asks the medium, never the cache.
+
+        Raises:
+            StoreClosedError: The store was closed.
+            ConnectorError: The medium failed.
+        """
+        return await self.looking(key).perform()
+
+    async def evict(self, key: str) -> bool:
+        """Removes an object; returns whether it was there.
+
+        Raises:
+            StoreClosedError: The store was closed.
+            ConnectorError: The medium failed.
+        """
+        return await self.evicting(key).perform()
+
+    async def evict_batch(self, keys: Sequence[str]) -> list[bool]:
+        """Removes many objects; tells for each key whether it was there.
+
+        Raises:
+            As `evict`.
+        """
+        return await self.evicting_batch(keys).perform()
+
+    def is_cached(self, key: str) -> bool:
+        """Whether the object of `key` is in this store's cache."""
+        return key in self._cache
+
+    # -- proxies --------------------------------------------------------------------------------
+
+    async def proxy(
+        self,
+        obj: T,
+        *,
+        key: str | None = None,
+        evict: bool = False,
+        serializer: SerializerLike = None,
+        populate_target: bool = True,
+        skip_nonproxiable: bool = False,
+    ) -> Proxy[T]:
+        """Stores an object and returns a proxy of it.
+
+        Args:
+            obj: As for `put`, but not None and not a bool, which are compared with ``is``.
+            key: As for `put`.
+            evict: Whether the first use of a copy of the proxy removes the object; later uses of
+                others find it missing. The proxy returned here is then unresolved.
+            serializer: As for `put`.
+            populate_target: Whether the proxy returned here has its target from the start, which
+                keeps the object in memory as long as the proxy lives.
+            skip_nonproxiable: Return what cannot be proxied as it is, instead of raising (type
+                checkers then still see a proxy).
+
+        Raises:
+            NonProxiableTypeError: The object is None or a bool.
+            As `put`.
+        """
+        return await self.proxying(
+            obj, key, serializer, evict, populate_target, skip_nonproxiable
+        ).perform()
+
+    async def proxy_batch(
+        self,
+        objs: Sequence[T],
+        *,
+        evict: bool = False,
+        serializer: SerializerLike = None,
+        populate_target: bool = True,
+        skip_nonproxiable: bool = False,
+    ) -> list[Proxy[T]]:
+        """Stores many objects, all or none, and returns their proxies in order.
+
+        Args:
+            objs: As for `proxy`; what is skipped keeps its position.
+            evict: As for `proxy`.
+            serializer: As for `proxy`.
+            populate_target: As for `proxy`.
+            skip_nonproxiable: As for `proxy`.
+
+        Raises:
+            As `proxy`.
+        """
+        return await self.proxying_batch(
+            objs, serializer, evict, populate_target, skip_nonproxiable
+        ).perform()
+
+    async def locked_proxy(
+        self,
+        obj: T,
+        *,
+        key: str | None = None,
+        evict: bool = False,
+        serializer: SerializerLike = None,
+        populate_target: bool = True,
+    ) -> ProxyLocker[T]:
+        """As `proxy`, in a box that cannot be resolved by accident.
+
+        Raises:
+            As `proxy`.
+        """
+        return ProxyLocker(
+            await self.proxy(
+                obj, key=key, evict=evict, serializer=serializer, populate_target=populate_target
+            )
+        )
+
+    def proxy_from_key(self, key: str, *, evict: bool = False) -> Proxy[Any]:
+        """A proxy of the object that `key` holds; does not look whether it does.
+
+        Args:
+            key: A key that `put` returned.
+            evict: As for `proxy`.
+        """
+        return self.proxy_of_key(key, evict)
+
+
+_stores.make_store = Store.from_config

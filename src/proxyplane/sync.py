@@ -1,0 +1,207 @@
+"""The blocking facade: the names of the async API, and nothing to await.
+
+For plain scripts, worker functions, threads and notebooks. Calls block the thread that makes
+them; their I/O runs on the library's own event loop, or in the calling thread where the medium
+has a shortcut. Every method is one line: what it does is said once, in `proxyplane.Store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar, overload
+
+from proxyplane import registry
+from proxyplane import store as _async
+from proxyplane._operations import Operation
+from proxyplane._store_core import SerializerLike
+from proxyplane.abc import Connector, Serializer
+from proxyplane.config import OnBlocking, StoreConfig
+from proxyplane.proxy import Proxy, ProxyLocker, evict, extract, resolve
+from proxyplane.registry import to_proxy
+
+__all__ = ["Store", "evict", "extract", "get_store", "resolve", "to_proxy"]
+
+T = TypeVar("T")
+
+
+class Store:
+    """Blocking twin of `proxyplane.Store`, with the same arguments; entered with plain ``with``."""
+
+    def __init__(
+        self,
+        name: str,
+        connector: Connector | str,
+        *,
+        serializer: Serializer | str | None = None,
+        checksum: bool = False,
+        cache_size: int | None = None,
+        cache_bytes: int | None = None,
+        on_blocking: OnBlocking | None = None,
+        register: bool = False,
+    ) -> None:
+        self._store = _async.Store(
+            name,
+            connector,
+            serializer=serializer,
+            checksum=checksum,
+            cache_size=cache_size,
+            cache_bytes=cache_bytes,
+            on_blocking=on_blocking,
+            register=register,
+        )
+
+    @classmethod
+    def of(cls, store: _async.Store) -> Store:
+        """The blocking facade of an async store; both share everything."""
+        self = cls.__new__(cls)
+        self._store = store
+        return self
+
+    @classmethod
+    def from_config(cls, config: StoreConfig, *, register: bool = False) -> Store:
+        """Blocking twin of `proxyplane.Store.from_config`."""
+        return cls.of(_async.Store.from_config(config, register=register))
+
+    @classmethod
+    def from_url(cls, url: str, *, register: bool = False) -> Store:
+        """Blocking twin of `proxyplane.Store.from_url`."""
+        return cls.of(_async.Store.from_url(url, register=register))
+
+    def config(self) -> StoreConfig:
+        """Blocking twin of `proxyplane.Store.config`."""
+        return self._store.config()
+
+    @property
+    def name(self) -> str:
+        """Name of the store."""
+        return self._store.name
+
+    @property
+    def connector(self) -> Connector:
+        """Where the objects go."""
+        return self._store.connector
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store was closed."""
+        return self._store.closed
+
+    def __enter__(self) -> Store:
+        self._store.enter()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self, *, clear: bool = False) -> None:
+        """Blocking twin of `proxyplane.Store.aclose`."""
+        self._do(self._store.closing(clear))
+
+    def __repr__(self) -> str:
+        return repr(self._store).replace("<Store", "<sync.Store", 1)
+
+    def _do(self, operation: Operation[T]) -> T:
+        return operation.perform_blocking(self._store.on_blocking)
+
+    # -- objects --------------------------------------------------------------------------------
+
+    def put(
+        self, obj: Any, *, key: str | None = None, serializer: SerializerLike = None
+    ) -> str:
+        """Blocking twin of `proxyplane.Store.put`."""
+        return self._do(self._store.putting(obj, key, serializer))
+
+    def put_batch(
+        self, objs: Sequence[Any], *, serializer: SerializerLike = None
+    ) -> list[str]:
+        """Blocking twin of `proxyplane.Store.put_batch`."""
+        return self._do(self._store.putting_batch(objs, serializer))
+
+    @overload
+    def get(self, key: str) -> Any | None: ...
+    @overload
+    def get(self, key: str, default: T) -> Any | T: ...
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Blocking twin of `proxyplane.Store.get`."""
+        return self._do(self._store.getting(key, default))
+
+    def get_batch(self, keys: Sequence[str], default: Any = None) -> list[Any]:
+        """Blocking twin of `proxyplane.Store.get_batch`."""
+        return self._do(self._store.getting_batch(keys, default))
+
+    def exists(self, key: str) -> bool:
+        """Blocking twin of `proxyplane.Store.exists`."""
+        return self._do(self._store.looking(key))
+
+    def evict(self, key: str) -> bool:
+        """Blocking twin of `proxyplane.Store.evict`."""
+        return self._do(self._store.evicting(key))
+
+    def evict_batch(self, keys: Sequence[str]) -> list[bool]:
+        """Blocking twin of `proxyplane.Store.evict_batch`."""
+        return self._do(self._store.evicting_batch(keys))
+
+    def is_cached(self, key: str) -> bool:
+        """Blocking twin of `proxyplane.Store.is_cached`."""
+        return self._store.is_cached(key)
+
+    # -- proxies --------------------------------------------------------------------------------
+
+    def proxy(
+        self,
+        obj: T,
+        *,
+        key: str | None = None,
+        evict: bool = False,
+        serializer: SerializerLike = None,
+        populate_target: bool = True,
+        skip_nonproxiable: bool = False,
+    ) -> Proxy[T]:
+        """Blocking twin of `proxyplane.Store.proxy`."""
+        return self._do(
+            self._store.proxying(
+                obj, key, serializer, evict, populate_target, skip_nonproxiable
+            )
+        )
+
+    def proxy_batch(
+        self,
+        objs: Sequence[T],
+        *,
+        evict: bool = False,
+        serializer: SerializerLike = None,
+        populate_target: bool = True,
+        skip_nonproxiable: bool = False,
+    ) -> list[Proxy[T]]:
+        """Blocking twin of `proxyplane.Store.proxy_batch`."""
+        return self._do(
+            self._store.proxying_batch(
+            objs, serializer, evict, populate_target, skip_nonproxiable
+        )
+        )
+
+    def locked_proxy(
+        self,
+        obj: T,
+        *,
+        key: str | None = None,
+        evict: bool = False,
+        serializer: SerializerLike = None,
+        populate_target: bool = True,
+    ) -> ProxyLocker[T]:
+        """Blocking twin of `proxyplane.Store.locked_proxy`."""
+        return ProxyLocker(
+            self.proxy(
+                obj, key=key, evict=evict, serializer=serializer, populate_target=populate_target
+            )
+        )
+
+    def proxy_from_key(self, key: str, *, evict: bool = False) -> Proxy[Any]:
+        """Blocking twin of `proxyplane.Store.proxy_from_key`."""
+        return self._store.proxy_from_key(key, evict=evict)
+
+
+def get_store(name: str | Proxy[Any]) -> Store:
+    """Blocking twin of `proxyplane.get_store`."""
+    return Store.of(registry.get_store(name))
