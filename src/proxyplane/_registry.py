@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING
 
 from proxyplane._urls import SCHEME, bad, check_connector_url
@@ -48,7 +49,7 @@ def register_connector(scheme: str, cls: type[Connector]) -> None:
         ConfigError: The scheme is taken by another class, cannot be a scheme, or `cls` is no
             connector class.
     """
-    if not isinstance(scheme, str) or not SCHEME.fullmatch(f"{scheme}:"):
+    if not isinstance(scheme, str) or not re.fullmatch(SCHEME, f"{scheme}:"):
         raise bad("scheme", scheme, "letters, digits, '+', '-' and '.', with a letter first")
     if not isinstance(cls, type) or not issubclass(cls, Connector):
         raise bad("cls", cls, "a subclass of proxyplane.Connector")

@@ -9,25 +9,25 @@ from proxyplane.exceptions import ConfigError
 
 __all__ = ["SCHEME", "bad", "check_connector_url", "redact"]
 
+# Patterns stay text, which `re` compiles on first use: that takes longer than importing this.
 # Not a scheme but a host with its port: "localhost:6379".
-SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):(?!\d+(?:/|$))")
-_HOST_PORT = re.compile(r"[^:/]+:\d+(?:/|$)")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+SCHEME = r"([A-Za-z][A-Za-z0-9+.\-]*):(?!\d+(?:/|$))"
+_HOST_PORT = r"[^:/]+:\d+(?:/|$)"
+_CONTROL = r"[\x00-\x1f\x7f]"
 
 # A password may itself hold "@" and, badly encoded, "/": everything up to the last "@" is hidden.
-_USERINFO = re.compile(r"(//(?!\[)[^/?#:@]*:).+@", re.DOTALL)
+_USERINFO = r"(?s)(//(?!\[)[^/?#:@]*:).+@"
 # When it is about to refuse a URL, a number and then a path is the port of a host without a user.
-_SECRET_USERINFO = re.compile(r"//(?!\[)[^/?#:@]*:(?!\d*[/?#]).+@", re.DOTALL)
-_PARAMETER = re.compile(
-    r"([?&;][^=&;#]*(?:password|passwd|passphrase|pwd|secret|token|credentials?"
-    r"|(?:access|account|api|auth|private|secret|signing)[-_]?key)=)[^&;#]+",
-    re.IGNORECASE,
+_SECRET_USERINFO = r"(?s)//(?!\[)[^/?#:@]*:(?!\d*[/?#]).+@"
+_PARAMETER = (
+    r"(?i)([?&;][^=&;#]*(?:password|passwd|passphrase|pwd|secret|token|credentials?"
+    r"|(?:access|account|api|auth|private|secret|signing)[-_]?key)=)[^&;#]+"
 )
 
 
 def redact(url: str) -> str:
     """The URL with every password and key replaced by ``***``, fit for a message or a repr."""
-    return _PARAMETER.sub(r"\1***", _USERINFO.sub(r"\1***@", url))
+    return re.sub(_PARAMETER, r"\1***", re.sub(_USERINFO, r"\1***@", url))
 
 
 def bad(field: str, value: object, wanted: str, *, hint: str | None = None) -> ConfigError:
@@ -45,11 +45,11 @@ def check_connector_url(url: str) -> None:
     wanted = "a URL like 'file:' or 'redis://localhost:6379'"
     if not isinstance(url, str):
         raise bad("connector", url, wanted)
-    if not SCHEME.match(url):
+    if not re.match(SCHEME, url):
         hint = None
         if url.startswith(("/", ".", "~")):
             hint = f"for a directory: file://{os.path.abspath(os.path.expanduser(url))}"
-        elif _HOST_PORT.match(url):
+        elif re.match(_HOST_PORT, url):
             hint = f"for a Redis server: redis://{url}"
         raise bad("connector", url, wanted, hint=hint)
     if "#" in url:
@@ -59,9 +59,9 @@ def check_connector_url(url: str) -> None:
             "a URL without a fragment",
             hint="after # stands the name of a store; write # inside a path as %23",
         )
-    if _CONTROL.search(url):
+    if re.search(_CONTROL, url):
         raise bad("connector", url, "a URL without control characters")
-    if _SECRET_USERINFO.search(url) or _PARAMETER.search(url):
+    if re.search(_SECRET_USERINFO, url) or re.search(_PARAMETER, url):
         raise bad(
             "connector",
             url,
