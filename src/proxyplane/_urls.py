@@ -18,7 +18,7 @@ _CONTROL = r"[\x00-\x1f\x7f]"
 # A password may itself hold "@" and, badly encoded, "/": everything up to the last "@" is hidden.
 _USERINFO = r"(?s)(//(?!\[)[^/?#:@]*:).+@"
 # When it is about to refuse a URL, a number and then a path is the port of a host without a user.
-_SECRET_USERINFO = r"(?s)//(?!\[)[^/?#:@]*:(?!\d*[/?#]).+@"
+_USERINFO_REFUSED = r"(?s)//(?!\[)[^/?#:@]*:(?!\d*[/?#]).+@"
 _PARAMETER = (
     r"(?i)([?&;][^=&;#]*(?:password|passwd|passphrase|pwd|secret|token|credentials?"
     r"|(?:access|account|api|auth|private|secret|signing)[-_]?key)=)[^&;#]+"
@@ -61,7 +61,7 @@ def check_connector_url(url: str) -> None:
         )
     if re.search(_CONTROL, url):
         raise bad("connector", url, "a URL without control characters")
-    if re.search(_SECRET_USERINFO, url) or re.search(_PARAMETER, url):
+    if re.search(_USERINFO_REFUSED, url) or re.search(_PARAMETER, url):
         raise bad(
             "connector",
             url,
