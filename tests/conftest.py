@@ -2,4 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.servers import make_server
+
+from proxyplane._server import EmbeddedServer
+
 pytest_plugins = ["plugins.blocking"]
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedServer]:
+    """One Redis server for the whole run; never kill or configure it."""
+    with make_server() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedServer) -> str:
+    """The URL of the shared server, in a namespace that no other test uses."""
+    return f"{redis_server.url}?namespace=test-{next(_numbers)}"
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[Callable[..., EmbeddedServer]]:
+    """Starts servers for this test alone, to be killed or configured; takes `args=`.
+
+    Call it, and methods that end a server, with `asyncio.to_thread` in async tests: they block.
+    """
+    servers: list[EmbeddedServer] = []
+
+    def start(**kwargs: object) -> EmbeddedServer:
+        server = make_server(**kwargs)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()

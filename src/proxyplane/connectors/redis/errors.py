@@ -135,6 +135,8 @@ def _why_not(exc: Exception, options: RedisOptions) -> tuple[str, str | None]:
                 return "it does not speak the Redis protocol", "check host and port"
             case redis_errors.ResponseError():
                 return _text(cause, options), _reply_hint(cause)
+            case redis_errors.ConnectionError() if "max number of clients" in str(cause):
+                return "it has its maximum of clients", "close some, or raise its maxclients"
             case OSError() if "Connect call failed" in str(cause):
                 # What asyncio makes of one refusal for each address of a name.
                 return "connection refused", _START_HINT

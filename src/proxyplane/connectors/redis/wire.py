@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -33,6 +34,14 @@ from proxyplane.exceptions import (
 SLICE = 1 << 20
 
 Piece = bytes | bytearray | memoryview
+
+# redis-py tells the server its own version, which it reads from the installed package's metadata
+# for each connection anew: files, on the loop. How to have it say nothing depends on its version.
+_QUIET: dict[str, Any] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
+    else {"lib_name": None, "lib_version": None}
+)
 
 
 class Wire(AbstractConnection):
@@ -211,6 +220,7 @@ class Pool:
             "protocol": 2,  # spares the HELLO, which servers before 6.0 do not know
             "socket_timeout": None,  # each step has one of its own, see Wire.send and Wire.read
             "socket_connect_timeout": None,
+            **_QUIET,
         }
         wire: Wire
         if options.scheme == "unix":

@@ -1,0 +1,1 @@
+"""Tools of the tests: servers, and proxies that misbehave."""
