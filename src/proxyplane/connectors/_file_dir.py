@@ -117,7 +117,7 @@ class Directory:
         )
 
     def remove_if_ours(self) -> None:
-        """Removes the directory if this instance made it, it is empty, and no other here uses it."""
+        """Removes the directory if it is empty, and no other instance here made or uses it."""
         self.open = False
         if not self.created:
             return
@@ -166,8 +166,8 @@ def check_safe(path: str, *, private: bool = False) -> None:
     if why:
         raise ConfigError(
             f"{path} cannot hold objects safely: {why}",
-            hint="choose a directory that only you can write to: FileConnector(directory) or "
-            "PROXYPLANE_DIR",
+            hint="choose a directory that only you can write to, with FileConnector(directory) or "
+            f"PROXYPLANE_DIR; a new one in it will do, like {os.path.join(path, 'proxyplane')}",
         )
 
 

@@ -244,7 +244,7 @@ class WouldStallError(Exception):
     """More bytes would have to be read than the caller allows on this thread."""
 
 
-def read(path: str, limit: int | None = None) -> bytearray | mmap.mmap:
+def read(path: str, limit: int | None = None) -> bytearray | memoryview:
     """The bytes of a file, private and writable: mapped when it is large, else read.
 
     Args:
@@ -282,7 +282,7 @@ _HOLDS_DESCRIPTOR = sys.version_info < (3, 13)
 _MAP_OPTIONS: dict[str, Any] = {} if _HOLDS_DESCRIPTOR else {"trackfd": False}
 
 
-def _map(fd: int, size: int) -> mmap.mmap | None:
+def _map(fd: int, size: int) -> memoryview | None:
     """A private map of the file, or None when maps or descriptors are short."""
     most = _MAX_MAPS
     if _HOLDS_DESCRIPTOR:
@@ -299,7 +299,8 @@ def _map(fd: int, size: int) -> mmap.mmap | None:
             return None
         raise
     _maps.add(weakref.ref(mapped, _maps.discard))
-    return mapped
+    # A map itself is never equal to bytes, and copies what is sliced off it.
+    return memoryview(mapped)
 
 
 def sweep(directory: Directory) -> int:
@@ -366,7 +367,9 @@ def translate(exc: OSError, directory: Directory, size: int = 0) -> ConnectorErr
 def _full(path: str, size: int, reason: str) -> StoreFullError:
     try:
         room = f"{free_bytes(path)} bytes are free"
-        if not os.statvfs(path).f_favail and os.statvfs(path).f_files:
+        found = os.statvfs(path)
+        # A named temporary counts twice while it is linked. Some systems do not count: f_files 0.
+        if found.f_files and found.f_favail < 2:
             room = "no more files fit on its file system"
     except OSError:
         room = reason

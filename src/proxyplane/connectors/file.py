@@ -208,8 +208,8 @@ class FileConnector(Connector):
             size: Not used: the file tells.
 
         Returns:
-            A private, writable buffer: a map from 64 KiB on, a bytearray below, or when the process
-            is short of descriptors or maps. None when the key holds nothing.
+            A private, writable buffer: a view of a map from 64 KiB on; a bytearray below, or when
+            the process is short of descriptors or maps. None when the key holds nothing.
 
         Raises:
             ConnectorUnavailableError: There is no such directory here, or it cannot be read.

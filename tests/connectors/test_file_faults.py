@@ -1,0 +1,744 @@
+"""FileConnector when things break: full disks, killed writers, forks, traps, lost directories."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from proxyplane.connectors import _file_io
+from proxyplane.connectors._file_dir import (
+    ROOM_BYTES,
+    UNPUBLISHED,
+    Directory,
+    default_directory,
+    file_system,
+    free_bytes,
+    is_remote,
+)
+from proxyplane.connectors._file_io import Publisher, sweep, translate, write_all
+from proxyplane.connectors.file import FileConnector
+from proxyplane.exceptions import (
+    ConfigError,
+    ConnectorError,
+    ConnectorLostError,
+    ConnectorUnavailableError,
+    ObjectTooLargeError,
+    StoreFullError,
+)
+
+MIB = 1 << 20
+NOBODY = 65534
+WRITER = """
+import os, sys
+from proxyplane.connectors.file import FileConnector
+connector = FileConnector(sys.argv[1])
+connector._publisher.anonymous = sys.argv[2] == "True"
+"""
+
+
+def start(code: str, *argv: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", WRITER + textwrap.dedent(code), *map(str, argv)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(code: str, *argv: object) -> str:
+    process = start(code, *argv)
+    printed, _ = process.communicate(timeout=50)
+    assert process.returncode == 0
+    return printed
+
+
+@contextlib.contextmanager
+def mounted(path: Path, *options: str):
+    """A file system of its own, for a test that runs as root."""
+    path.mkdir()
+    done = subprocess.run(["mount", *options, str(path)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], capture_output=True)
+
+
+def need_root() -> None:
+    if os.geteuid():
+        pytest.skip("only root can mount")
+
+
+@pytest.fixture(params=[True, False], ids=["without a name", "named"])
+def anonymous(request):
+    """Both ways of keeping what is not published yet."""
+    return request.param
+
+
+@pytest.fixture
+def connector(tmp_path, anonymous):
+    made = FileConnector(tmp_path / "objects")
+    made._publisher.anonymous = anonymous
+    return made
+
+
+@pytest.fixture
+def small(tmp_path, anonymous):
+    """A connector on a real file system of 2 MiB, in memory."""
+    need_root()
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2m,mode=700", "none") as path:
+        made = FileConnector(path)
+        made._publisher.anonymous = anonymous
+        yield made
+
+
+def room(connector: FileConnector) -> int:
+    found = os.statvfs(connector.directory)
+    return found.f_bavail * found.f_frsize
+
+
+def leftovers(connector: FileConnector) -> list[Path]:
+    return list(Path(connector.directory, UNPUBLISHED).glob("*"))
+
+
+# A full disk
+
+
+async def test_full(small):
+    """A full file system is a typed error that tells the room, and leaves nothing behind."""
+    kept = await small.put([b"k" * MIB])
+    before = room(small)
+    with pytest.raises(StoreFullError) as caught:
+        await small.put([b"x" * MIB, b"y" * MIB])
+    assert str(2 * MIB) in str(caught.value)
+    assert small.directory in str(caught.value)
+    assert "bytes are free" in str(caught.value)
+    assert "PROXYPLANE_DIR" in str(caught.value)
+    assert os.listdir(small.directory) in ([kept], [UNPUBLISHED, kept], [kept, UNPUBLISHED])
+    assert leftovers(small) == []
+    # A directory of the named kind takes a page of its own the first time.
+    assert room(small) >= before - 4096
+    assert await small.get(await small.put([b"z" * (MIB // 2)])) == b"z" * (MIB // 2)
+
+
+async def test_full_batch(small):
+    """A batch that does not fit leaves none of its objects."""
+    with pytest.raises(StoreFullError):
+        await small.put_batch([[b"x" * 900_000]] * 3)
+    assert [name for name in os.listdir(small.directory) if name != UNPUBLISHED] == []
+
+
+async def test_reading_and_writing_maps_of_a_full_disk(small):
+    """A map of a file on a full disk can be read and written: its pages are private memory."""
+    key = await small.put([b"x" * (2 * MIB - 100_000)])
+    with contextlib.suppress(StoreFullError):
+        for _ in range(100):
+            await small.put([bytes(4096)])
+    buffer = await small.get(key)
+    assert set(memoryview(buffer)) == {ord("x")}
+    memoryview(buffer)[:] = bytes(len(buffer))
+    assert (await small.get(key))[:10] == b"x" * 10
+
+
+async def test_no_more_files(tmp_path, anonymous):
+    """Running out of files, with room left, is said to be that."""
+    need_root()
+    options = ("-t", "tmpfs", "-o", "size=2m,mode=700,nr_inodes=6", "none")
+    with mounted(tmp_path / "few", *options) as path:
+        connector = FileConnector(path)
+        connector._publisher.anonymous = anonymous
+        with pytest.raises(StoreFullError, match="no more files"):
+            for _ in range(9):
+                await connector.put([b"x"])
+
+
+async def test_full_disk_refuses_before_writing(tmp_path, monkeypatch, anonymous):
+    """Where blocks can be reserved, what does not fit is refused before a byte is written."""
+    need_root()
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    os.truncate(image, 8 * MIB)
+    if not shutil.which("mkfs.ext4"):
+        pytest.skip("no mkfs.ext4")
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    with mounted(tmp_path / "disk", "-o", "loop", str(image)) as path:
+        connector = FileConnector(path / "objects")
+        connector._publisher.anonymous = anonymous
+        assert connector._directory.reserves
+        written = []
+        monkeypatch.setattr(_file_io, "write_all", lambda *args: written.append(args))
+        with pytest.raises(StoreFullError):
+            await connector.put([bytes(16 * MIB)])
+        assert written == []
+        assert leftovers(connector) == []
+        monkeypatch.undo()
+        assert (await connector.get(await connector.put([b"x" * MIB]))) == b"x" * MIB
+
+
+def test_device_full():
+    """The system's own full device gives the same error."""
+    with open("/dev/full", "wb", buffering=0) as full:
+        with pytest.raises(OSError, match="No space") as caught:
+            write_all(full.fileno(), [memoryview(b"x" * 10)])
+    assert isinstance(translate(caught.value, Directory("/tmp"), 10), StoreFullError)
+
+
+def test_too_large(tmp_path, anonymous):
+    """More than a file may have is a typed error, not a signal, and leaves nothing."""
+    printed = run(
+        """
+        import resource
+        from proxyplane.exceptions import ObjectTooLargeError
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        for size in (100_001, 3 << 20):
+            try:
+                connector.put_sync([b"x" * 60_000, bytes(size - 60_000)])
+            except ObjectTooLargeError as exc:
+                print(exc)
+        key = connector.put_sync([b"x" * 100_000])
+        assert connector.get_sync(key) == b"x" * 100_000
+        print([name for name in os.listdir(connector.directory) if name != ".unpublished"] == [key])
+        """,
+        tmp_path / "objects",
+        anonymous,
+    )
+    assert "100001 bytes" in printed
+    assert printed.endswith("True\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (errno.EDQUOT, StoreFullError),
+        (errno.EFBIG, ObjectTooLargeError),
+        (errno.EIO, ConnectorLostError),
+        (errno.ESTALE, ConnectorLostError),
+        (errno.EROFS, ConnectorUnavailableError),
+        (errno.EMFILE, ConnectorUnavailableError),
+        (errno.EBADF, ConnectorError),
+    ],
+)
+async def test_what_the_system_says(connector, monkeypatch, code, expected):
+    """Each cause is one error of ours, with the system's error behind it."""
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(_file_io, "write_all", fail)
+    with pytest.raises(ConnectorError) as caught:
+        await connector.put([b"x"])
+    assert type(caught.value) is expected
+    assert connector.directory in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert leftovers(connector) == []
+
+
+# Killed writers, and what a sweep takes
+
+
+def test_killed_writers_leave_nothing_visible(tmp_path, anonymous):
+    """Whenever a writer is killed, each published object is whole, and a put sweeps the rest."""
+    directory = tmp_path / "objects"
+    deaths = random.Random(7)
+    seen = 0
+    for number in range(6):
+        writer = start(
+            """
+            letter = sys.argv[3].encode()
+            print("ready", flush=True)
+            while True:
+                connector.put_sync([letter * 3_000_000, letter * 70_000])
+                connector.put_sync([letter * 10])
+            """,
+            directory,
+            anonymous,
+            chr(ord("a") + number),
+        )
+        writer.stdout.readline()
+        time.sleep(deaths.random() / 20)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        for path in directory.iterdir():
+            if path.name != UNPUBLISHED:
+                body = path.read_bytes()
+                assert len(body) in {10, 3_070_000}
+                assert body == body[:1] * len(body)
+                path.unlink()
+                seen += 1
+    assert seen
+    fresh = FileConnector(directory)
+    fresh.put_sync([b"x"])
+    assert leftovers(fresh) == []
+
+
+def test_sweep_takes_only_what_a_dead_writer_left(tmp_path):
+    """A temporary is kept while its writer lives, and removed once it is dead; an object, never."""
+    writer = start(
+        """
+        import time
+        def wait():
+            print("written", flush=True)
+            time.sleep(60)
+        connector._publisher.publish("never", [memoryview(b"x")], unique=True, check=wait)
+        """,
+        tmp_path / "objects",
+        False,
+    )
+    assert writer.stdout.readline() == "written\n"
+    here = FileConnector(tmp_path / "objects")
+    kept = here.put_sync([b"published"])
+    assert len(leftovers(here)) == 1
+    assert sweep(here._directory) == 0
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    assert len(leftovers(here)) == 1
+    FileConnector(here.directory).put_sync([b"sweeps first"])
+    assert leftovers(here) == []
+    assert here.get_sync(kept) == b"published"
+
+
+def test_sweep_spares_threads_of_this_process(connector):
+    """A writer in another thread of the same process is a live writer."""
+    connector._publisher.anonymous = False
+    connector._publisher.publish(
+        "a", [memoryview(b"x")], unique=True, check=lambda: _none_swept(connector)
+    )
+    assert Path(connector.directory, "a").read_bytes() == b"x"
+
+
+def _none_swept(connector: FileConnector) -> None:
+    assert len(leftovers(connector)) == 1
+    assert sweep(connector._directory) == 0
+
+
+def test_sweep_between_open_and_lock(connector, monkeypatch):
+    """A temporary that is swept before its writer could lock it is made again."""
+    connector._publisher.anonymous = False
+    real, swept = _file_io.fcntl.flock, []
+
+    def late(fd, how):
+        if not swept:
+            swept.append(True)
+            assert sweep(connector._directory) == 1
+        return real(fd, how)
+
+    monkeypatch.setattr(_file_io.fcntl, "flock", late)
+    assert connector.get_sync(connector.put_sync([b"x"])) == b"x"
+    assert leftovers(connector) == []
+
+
+def test_sweep_on_a_network_leaves_other_hosts_alone(connector):
+    """Locks of a network file system may hold for one host only."""
+    folder = Path(connector.directory, UNPUBLISHED)
+    folder.mkdir()
+    mine, other = folder / f"{os.uname().nodename}.0", folder / "elsewhere.0"
+    for path in (mine, other):
+        path.touch()
+    connector._directory.remote = True
+    assert sweep(connector._directory) == 1
+    assert leftovers(connector) == [other]
+
+
+async def test_no_hard_links(connector, monkeypatch):
+    """Without hard links own keys still work, and a chosen one is an error that says why."""
+    connector._publisher.anonymous = False
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert await connector.get(await connector.put([b"x"])) == b"x"
+    with pytest.raises(ConnectorError, match="hard links"):
+        await connector.put([b"x"], key="k")
+    assert leftovers(connector) == []
+
+
+async def test_without_proc(connector, monkeypatch):
+    """Where a file without a name cannot be linked, a named one is used instead."""
+    connector._publisher.anonymous = True
+    real = os.link
+
+    def link(source, *args, **options):
+        if source.startswith("/proc"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return real(source, *args, **options)
+
+    monkeypatch.setattr(os, "link", link)
+    assert await connector.get(await connector.put([b"x"], key="k")) == b"x"
+    assert not connector._publisher.anonymous
+
+
+# Descriptors and forks
+
+
+def test_few_descriptors(tmp_path):
+    """Thousands of live maps neither fail nor take the descriptors of the rest of the program."""
+    run(
+        """
+        import resource, socket
+        from proxyplane.connectors import _file_io
+        key = connector.put_sync([b"x" * 70_000])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        buffers = [connector.get_sync(key) for _ in range(3000)]
+        assert all(buffer == b"x" * 70_000 for buffer in buffers)
+        sockets = [socket.socket() for _ in range(20)]
+        assert len(_file_io._maps) >= 32
+        buffers.clear()
+        assert not _file_io._maps
+        assert type(connector.get_sync(key)).__name__ == "memoryview"
+        for one in sockets:
+            one.close()
+        """,
+        tmp_path / "objects",
+        True,
+    )
+
+
+def test_no_descriptors_at_all(tmp_path):
+    """With none left the error says what to raise, and afterwards all is well again."""
+    run(
+        """
+        from proxyplane.exceptions import ConnectorUnavailableError
+        import resource
+        key = connector.put_sync([b"x" * 70_000])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        taken = []
+        try:
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+        for call in (lambda: connector.get_sync(key), lambda: connector.put_sync([b"x"])):
+            try:
+                call()
+            except ConnectorUnavailableError as exc:
+                assert "ulimit -n" in str(exc), exc
+            else:
+                raise AssertionError
+        os.close(taken.pop())  # enough to open the file, not to map it
+        buffer = connector.get_sync(key)
+        assert buffer == b"x" * 70_000
+        """,
+        tmp_path / "objects",
+        True,
+    )
+
+
+async def test_large_read_without_a_map_leaves_the_loop(connector, monkeypatch):
+    """A large object that cannot be mapped is read on a worker thread."""
+    key = await connector.put([b"x" * (3 * MIB)])
+    monkeypatch.setattr(_file_io, "_map", lambda *_: None)
+    import asyncio
+
+    real, on_loop = os.readv, []
+
+    def readv(fd, buffers):
+        try:
+            asyncio.get_running_loop()
+            on_loop.append(True)
+        except RuntimeError:
+            on_loop.append(False)
+        return real(fd, buffers)
+
+    monkeypatch.setattr(os, "readv", readv)
+    assert await connector.get(key) == b"x" * (3 * MIB)
+    assert on_loop and not any(on_loop)
+
+
+def test_fork(tmp_path, anonymous):
+    """A child reads and writes, and clears what it wrote itself, nothing of its parent's."""
+    run(
+        """
+        import asyncio, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        mine, chosen = connector.put_sync([b"parent"]), connector.put_sync([b"parent"], key="k")
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                assert connector.get_sync(mine) == b"parent"
+                own = [connector.put_sync([b"child"]), connector.put_sync([b"child"], key="c")]
+                asyncio.run(connector.aclose(clear=True))
+                from_url = FileConnector.from_url(connector.url)
+                assert not any(map(from_url.exists_sync, own))
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert connector.get_sync(mine) == connector.get_sync(chosen) == b"parent"
+        asyncio.run(connector.aclose(clear=True))
+        assert not os.path.exists(connector.directory)
+        """,
+        tmp_path / "objects",
+        anonymous,
+    )
+
+
+def test_fork_during_a_put(tmp_path, anonymous):
+    """A child does not keep the file that another thread is writing, nor the lock on it."""
+    run(
+        """
+        import threading, warnings
+        from proxyplane.connectors._file_io import sweep
+        warnings.simplefilter("ignore", DeprecationWarning)
+        written, go_on = threading.Event(), threading.Event()
+        def wait():
+            written.set()
+            go_on.wait()
+        writer = threading.Thread(target=lambda: connector._publisher.publish(
+            "a", [memoryview(b"x")], unique=True, check=wait))
+        writer.start()
+        written.wait()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+                paths = [os.readlink(link) for link in links if os.path.lexists(link)]
+                assert not any(path.startswith(connector.directory) for path in paths), paths
+                assert sweep(connector._directory) == 0
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        go_on.set()
+        writer.join()
+        assert open(connector.directory + "/a").read() == "x"
+        """,
+        tmp_path / "objects",
+        anonymous,
+    )
+
+
+# Directories that are gone, closed to us, or traps
+
+
+async def test_directory_gone(connector):
+    """Without its directory a read is an error, and a put makes the directory again."""
+    key = await connector.put([b"x"])
+    shutil.rmtree(connector.directory)
+    for call in (connector.get(key), connector.exists(key), connector.evict(key)):
+        with pytest.raises(ConnectorUnavailableError, match="there is no directory"):
+            await call
+    assert await connector.get(await connector.put([b"y"])) == b"y"
+
+
+async def test_file_system_unmounted(tmp_path, anonymous):
+    """A put does not write to what lies below a mount point whose file system is gone."""
+    need_root()
+    with mounted(tmp_path / "mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none") as path:
+        connector = FileConnector(path / "objects")
+        connector._publisher.anonymous = anonymous
+        key = await connector.put([b"x"])
+        subprocess.run(["umount", str(path)], check=True)
+        for call in (connector.get(key), connector.put([b"x"])):
+            with pytest.raises(ConnectorUnavailableError):
+                await call
+        assert os.listdir(path) == []
+
+
+async def test_wrong_host(tmp_path):
+    """A reader on a host without the directory learns that, not that the key is missing."""
+    reader = FileConnector.from_url(f"file://{tmp_path}/none")
+    with pytest.raises(ConnectorUnavailableError, match=os.uname().nodename):
+        await reader.get("0" * 32)
+
+
+async def test_read_only(tmp_path):
+    """A read-only file system can be read, and a put there is a typed error."""
+    need_root()
+    with mounted(tmp_path / "ro", "-t", "tmpfs", "-o", "size=2m,mode=700", "none") as path:
+        connector = FileConnector(path)
+        key = await connector.put([b"x"])
+        subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True)
+        reader = FileConnector(path)
+        assert await reader.get(key) == b"x"
+        with pytest.raises(ConnectorUnavailableError, match="Read-only"):
+            await reader.put([b"y"])
+        with pytest.raises(ConnectorUnavailableError, match="Read-only"):
+            await reader.evict(key)
+
+
+@contextlib.contextmanager
+def another_user():
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+async def test_no_permission(connector):
+    """A directory that this user may not enter is a typed error for every operation."""
+    need_root()
+    key = await connector.put([b"x"])
+    with another_user():
+        with pytest.raises(ConnectorUnavailableError):
+            FileConnector.from_url(connector.url)
+        for call in (
+            connector.get(key),
+            connector.put([b"x"]),
+            connector.exists(key),
+            connector.evict(key),
+        ):
+            with pytest.raises(ConnectorUnavailableError):
+                await call
+        with pytest.raises(ConnectorUnavailableError):
+            FileConnector(Path(connector.directory) / "sub")
+    assert await connector.get(key) == b"x"
+
+
+@pytest.fixture
+def common(tmp_path):
+    """A directory like /tmp: everyone may make things in it."""
+    path = tmp_path / "common"
+    path.mkdir()
+    path.chmod(0o1777)
+    return path
+
+
+def test_trap_directory(common):
+    """A directory that another user made where everyone may is refused, and left as it is."""
+    need_root()
+    trap = common / "objects"
+    trap.mkdir(0o700)
+    os.chown(trap, NOBODY, NOBODY)
+    for make in (FileConnector, lambda path: FileConnector.from_url(f"file://{path}")):
+        with pytest.raises(ConfigError, match="another user"):
+            make(trap)
+    assert trap.stat().st_uid == NOBODY
+    assert trap.stat().st_mode & 0o777 == 0o700
+
+
+def test_trap_link(common, tmp_path):
+    """A symbolic link that another user made where everyone may is refused."""
+    need_root()
+    target = tmp_path / "mine"
+    target.mkdir(0o700)
+    trap = common / "objects"
+    trap.symlink_to(target)
+    os.lchown(trap, NOBODY, NOBODY)
+    with pytest.raises(ConfigError, match="another user"):
+        FileConnector(trap)
+
+
+def test_own_link(tmp_path):
+    """A symbolic link of one's own, where nobody else can make one, is followed."""
+    (tmp_path / "target").mkdir(0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    connector = FileConnector(tmp_path / "link")
+    assert connector.get_sync(connector.put_sync([b"x"])) == b"x"
+
+
+def test_directory_open_to_everyone(common):
+    """A directory that everyone can write to is refused, and its mode is not touched."""
+    with pytest.raises(ConfigError, match="everyone may write") as caught:
+        FileConnector(common)
+    assert f"{common}/proxyplane" in str(caught.value)
+    assert common.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_not_a_directory(tmp_path):
+    """A file in the place of the directory is refused."""
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", "/dev/full"):
+        with pytest.raises(ConfigError, match="not a directory"):
+            FileConnector(path)
+    with pytest.raises(ConnectorUnavailableError):
+        FileConnector(tmp_path / "file" / "below")
+
+
+# The default directory
+
+
+def test_environment_chooses(tmp_path, monkeypatch):
+    """PROXYPLANE_DIR beats every candidate."""
+    monkeypatch.setenv("PROXYPLANE_DIR", str(tmp_path / "chosen"))
+    connector = FileConnector()
+    assert connector.directory == str(tmp_path / "chosen")
+    assert os.stat(connector.directory).st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def elsewhere(common, monkeypatch):
+    """Candidates of the default directory below a directory of the test."""
+    monkeypatch.delenv("PROXYPLANE_DIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(common))
+    if free_bytes(str(common)) < ROOM_BYTES:
+        pytest.skip("no disk with room here")
+    return common / f"proxyplane-{os.geteuid()}"
+
+
+def test_default_is_ours_alone(elsewhere):
+    """The default directory carries the user's id, and is made with mode 0700."""
+    connector = FileConnector()
+    assert connector.directory == str(elsewhere)
+    assert elsewhere.stat().st_mode & 0o777 == 0o700
+    assert FileConnector().directory == str(elsewhere)
+
+
+@pytest.mark.parametrize("trap", ["link", "mode", "file", "owner"])
+def test_default_passes_over_a_trap(elsewhere, tmp_path, trap):
+    """What another may have planted under that name is neither used nor changed."""
+    if trap == "link":
+        (tmp_path / "target").mkdir(0o700)
+        elsewhere.symlink_to(tmp_path / "target")
+    elif trap == "file":
+        elsewhere.touch()
+    else:
+        elsewhere.mkdir(0o700)
+        if trap == "mode":
+            elsewhere.chmod(0o755)
+        else:
+            need_root()
+            os.chown(elsewhere, NOBODY, NOBODY)
+    before = elsewhere.lstat()
+    assert default_directory() != str(elsewhere)
+    assert elsewhere.lstat() == before
+
+
+def test_default_has_room(tmp_path, monkeypatch):
+    """A candidate without room is passed over for one that has it."""
+    need_root()
+    monkeypatch.delenv("PROXYPLANE_DIR", raising=False)
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2m,mode=700", "none") as path:
+        monkeypatch.setenv("TMPDIR", str(path))
+        chosen = default_directory()
+        assert not chosen.startswith(str(path))
+        assert not os.path.lexists(path / f"proxyplane-{os.geteuid()}")
+
+
+def test_file_system_is_recognised(tmp_path):
+    """The type of a file system is that of its mount, and a network is told from a disk."""
+    need_root()
+    with mounted(tmp_path / "memory", "-t", "ramfs", "none") as path:
+        assert file_system(os.stat(path).st_dev) == "ramfs"
+    assert file_system(os.makedev(4095, 1048575)) == ""
+    assert [is_remote(kind) for kind in ("nfs4", "fuse.sshfs", "ext4", "")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_publisher_takes_the_better_way(tmp_path):
+    """On a file system that has files without a name, they are used."""
+    connector = FileConnector(tmp_path / "objects")
+    connector.put_sync([b"x"])
+    assert connector._publisher.anonymous is Publisher(connector._directory).anonymous
+    if connector._publisher.anonymous:
+        assert not Path(connector.directory, UNPUBLISHED).exists()
