@@ -104,10 +104,13 @@ class StoreCore:
         )
 
     def _putting(
-        self, obj: Any, key: str | None, serializer: SerializerLike, result: Callable[[str, int], Any]
+        self,
+        obj: Any,
+        key: str | None,
+        serializer: SerializerLike,
+        result: Callable[[str, int], Any],
     ) -> Operation[Any]:
         self.require_open()
-        shortcut = self._shortcut
         size = 0
 
         def prepare() -> list[Buffer]:
@@ -119,7 +122,7 @@ class StoreCore:
         return Operation(
             f"putting an object in {self!r}",
             io=lambda frames: self.connector.put(frames, key=key),
-            io_here=shortcut and (lambda frames: shortcut.put_sync(frames, key=key)),
+            io_here=self._here(lambda medium, frames: medium.put_sync(frames, key=key)),
             prepare=prepare,
             prepare_stalls=partial(self._encoding_stalls, obj),
             finish=lambda key: result(key, size),
@@ -215,7 +218,6 @@ class StoreCore:
     def _reading(
         self, key: str, size: int | None, absent: Callable[[], Any], *, cache: bool
     ) -> Operation[Any]:
-        shortcut = self._shortcut
 
         def finish(buffer: Buffer | None) -> Any:
             return absent() if buffer is None else self._decode(key, buffer, cache)
@@ -223,7 +225,7 @@ class StoreCore:
         return Operation(
             f"getting {key!r} from {self!r}",
             io=lambda _: self.connector.get(key, size=size),
-            io_here=shortcut and (lambda _: shortcut.get_sync(key, size=size)),
+            io_here=self._here(lambda medium, _: medium.get_sync(key, size=size)),
             finish=finish,
             finish_stalls=_decoding_stalls,
         )
@@ -251,22 +253,20 @@ class StoreCore:
     def looking(self, key: str) -> Operation[bool]:
         """Whether the key holds an object, by the medium's word."""
         self.require_open()
-        shortcut = self._shortcut
         return Operation(
             f"looking for {key!r} in {self!r}",
             io=lambda _: self.connector.exists(key),
-            io_here=shortcut and (lambda _: shortcut.exists_sync(key)),
+            io_here=self._here(lambda medium, _: medium.exists_sync(key)),
         )
 
     def evicting(self, key: str) -> Operation[bool]:
         """Removes an object; gives whether it was there."""
         self.require_open()
-        shortcut = self._shortcut
         return Operation(
             f"evicting {key!r} from {self!r}",
             prepare=lambda: self._cache.pop(key),
             io=lambda _: self.connector.evict(key),
-            io_here=shortcut and (lambda _: shortcut.evict_sync(key)),
+            io_here=self._here(lambda medium, _: medium.evict_sync(key)),
         )
 
     def evicting_batch(self, keys: Sequence[str]) -> Operation[list[bool]]:
@@ -284,6 +284,11 @@ class StoreCore:
         """Raises StoreClosedError if the store was closed."""
         if self._closed:
             raise StoreClosedError(f"store {self.name!r} is closed", hint="make a new one")
+
+    def _here(self, call: Callable[[SupportsSync, Any], Any]) -> Callable[[Any], Any] | None:
+        """`call` with the medium's shortcut; None where it has none."""
+        medium = self._shortcut
+        return None if medium is None else partial(call, medium)
 
     def _chosen(self, serializer: SerializerLike) -> Serializer | None:
         if isinstance(serializer, str):

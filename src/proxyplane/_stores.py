@@ -42,8 +42,8 @@ class ObjectStore(Protocol):
 class _Process:
     def __init__(self) -> None:
         self.after_fork_in_child()
-        self.by_name: dict[str, Any] = {}
-        self.by_reference: dict[str, Any] = {}
+        self.by_name: dict[str, ObjectStore] = {}
+        self.by_reference: dict[str, ObjectStore] = {}
         on_fork(self)
 
     def after_fork_in_child(self) -> None:
@@ -53,8 +53,13 @@ class _Process:
 
 _process = _Process()
 
-# How to make a store. Set by the module of `Store`, which stands above this one.
-make_store: Callable[[StoreConfig], Any]
+
+def _not_imported(config: StoreConfig) -> Any:
+    raise RuntimeError("proxyplane.store must be imported before a store is made")
+
+
+# How to make a store; set by the module of `Store`, which stands above this one.
+make_store: Callable[[StoreConfig], Any] = _not_imported
 
 
 def register(store: ObjectStore, *, exist_ok: bool = False) -> None:
@@ -86,13 +91,14 @@ def unregister(name: str, store: ObjectStore | None = None) -> None:
     """Frees `name`; with `store`, only if that very store has it."""
     with _process.lock:
         registered = _process.by_name.get(name)
-        if registered is not None and (store is None or registered is store):
-            del _process.by_name[name]
-            if _process.by_reference.get(registered.reference) is registered:
-                del _process.by_reference[registered.reference]
+        if registered is None or registered is not (store or registered):
+            return
+        del _process.by_name[name]
+        if _process.by_reference.get(registered.reference) is registered:
+            del _process.by_reference[registered.reference]
 
 
-def find(name: str) -> Any:
+def find(name: str) -> Any | None:
     """The open store registered under `name`, or None."""
     store = _process.by_name.get(name)
     return None if store is None or store.closed else store

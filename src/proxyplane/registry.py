@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 from proxyplane import _stores
 from proxyplane.config import StoreConfig, default_store_url
+from proxyplane.factory import StoreFactory
 from proxyplane.proxy import Proxy, get_factory
 from proxyplane.store import Store
 
@@ -36,8 +37,8 @@ def get_store(name: str | Proxy[Any]) -> Store:
         TypeError: The proxy was not made by a store.
     """
     if issubclass(type(name), Proxy):
-        factory = get_factory(name)  # type: ignore[arg-type]
-        if not hasattr(factory, "reference"):
+        factory = get_factory(cast("Proxy[Any]", name))
+        if not isinstance(factory, StoreFactory):
             raise TypeError(f"{name!r} was not made by a store")
         return cast(Store, factory.store)
     return cast(Store, _stores.require(cast(str, name)))
@@ -116,7 +117,9 @@ def default_store() -> Store:
         return _default
     url = default_store_url()
     if url is not None:
-        return cast(Store, _stores.open_reference(StoreConfig.from_url(url, name="default").to_url()))
+        return cast(
+            Store, _stores.open_reference(StoreConfig.from_url(url, name="default").to_url())
+        )
     from proxyplane.connectors.file import FileConnector  # only where it is the choice
 
     config = StoreConfig(name="default", connector=FileConnector().url)

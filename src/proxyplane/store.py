@@ -249,9 +249,9 @@ class Store(StoreCore):
             NonProxiableTypeError: The object is None or a bool.
             As `put`.
         """
-        return await self.proxying(
-            obj, key, serializer, evict, populate_target, skip_nonproxiable
-        ).perform()
+        proxying = self.proxying(obj, key, serializer, evict, populate_target, skip_nonproxiable)
+        proxy: Proxy[T] = await proxying.perform()
+        return proxy
 
     async def proxy_batch(
         self,

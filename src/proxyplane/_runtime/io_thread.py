@@ -33,29 +33,25 @@ class IOThread:
     """An event loop running on a daemon thread."""
 
     def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop
-        self._stop: asyncio.Future[None]
+        # Made here and run there, so that nobody waits for the thread to get going: what is
+        # scheduled before it does is run once it does, and the caller may be on a loop.
+        self.loop = _new_event_loop()
+        self._stop: asyncio.Future[None] = self.loop.create_future()
         self._stopping = False
-        self._ready = threading.Event()
         # A plain daemon thread: a non-daemon one would keep the process from ending.
         self._thread = threading.Thread(target=self._main, name="proxyplane-io", daemon=True)
         try:
             self._thread.start()
         except RuntimeError as error:  # no thread can be started while the interpreter exits
+            self.loop.close()
             raise loop_gone() from error
-        while not self._ready.wait(LIVENESS_INTERVAL):
-            if not self._thread.is_alive():
-                raise loop_gone()
 
     def _main(self) -> None:
-        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-            self.loop = runner.get_loop()
+        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
             runner.run(self._serve())
             self._stopping = True
 
     async def _serve(self) -> None:
-        self._stop = self.loop.create_future()
-        self._ready.set()
         await self._stop
 
     @property
@@ -169,9 +165,7 @@ class Spawned:
 
     __slots__ = ("_cancelled", "_context", "_coro", "_done", "_task")
 
-    def __init__(
-        self, coro: Coroutine[Any, Any, T], done: Callable[[Outcome[T]], None]
-    ) -> None:
+    def __init__(self, coro: Coroutine[Any, Any, T], done: Callable[[Outcome[T]], None]) -> None:
         self._coro = coro
         self._done = done
         self._context = contextvars.copy_context()
