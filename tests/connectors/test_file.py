@@ -23,7 +23,7 @@ from proxyplane.connectors._file_dir import UNPUBLISHED
 from proxyplane.connectors._file_io import MAP_BYTES, Publisher, file_name, write_all
 from proxyplane.connectors._inline import INLINE_BYTES
 from proxyplane.connectors.file import INLINE_EVICT_BYTES, INLINE_OBJECTS, FileConnector
-from proxyplane.exceptions import ConfigError, ConnectorClosedError, KeyExistsError
+from proxyplane.exceptions import ConnectorClosedError, KeyExistsError
 from support.workers import Workers, cancel_after
 
 SIZES = [1, 1000, MAP_BYTES - 1, MAP_BYTES, INLINE_BYTES + 1, (5 << 20) + 3]
@@ -430,74 +430,3 @@ async def test_clear_cancelled_can_be_repeated(connector):
     assert await cancel_after(1, connector.aclose(clear=True))
     await connector.aclose(clear=True)
     assert not os.path.exists(connector.directory)
-
-
-def test_permissions(tmp_path):
-    """Directory and files are private, whatever the umask; a group directory shares its files."""
-    old = os.umask(0)
-    try:
-        private = FileConnector(tmp_path / "private")
-        group = tmp_path / "group"
-        group.mkdir(0o770)
-        shared = FileConnector(group)
-        for connector, of_directory, of_file in ((private, 0o700, 0o600), (shared, 0o770, 0o640)):
-            for anonymous in (True, False):
-                connector._publisher.anonymous = anonymous
-                path = Path(connector.directory, connector.put_sync([b"x"]))
-                assert path.stat().st_mode & 0o777 == of_file
-            assert Path(connector.directory).stat().st_mode & 0o777 == of_directory
-    finally:
-        os.umask(old)
-
-
-@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
-def test_url_round_trip(tmp_path_factory, name):
-    """The URL of any path leads back to it, and is plain ASCII."""
-    path = tmp_path_factory.getbasetemp() / "none" / "".join(name[:60].replace("/", "|").split("."))
-    first = FileConnector.from_url("file:///x")
-    first._directory.path = os.path.abspath(path)
-    assert first.url.isascii()
-    second = FileConnector.from_url(first.url)
-    assert second.directory == first.directory
-    assert second.url == first.url
-
-
-@pytest.mark.parametrize(
-    ("url", "part"),
-    [
-        ("file:///tmp/x?mode=rw", "query"),
-        ("file:///tmp/x#top", "fragment"),
-        ("file://server/share", "server"),
-        ("file://", "form"),
-        ("file:/tmp/x", "form"),
-        ("/tmp/x", "form"),
-        ("file:///tmp/%00", "path"),
-    ],
-)
-def test_bad_url(url, part):
-    """A URL that describes no directory here is refused, and the message names the part."""
-    with pytest.raises(ConfigError, match=part):
-        FileConnector.from_url(url)
-
-
-@pytest.mark.parametrize("path", ["", "a\0b"])
-def test_bad_path(path):
-    """An empty path, or one with NUL, is refused."""
-    with pytest.raises(ConfigError):
-        FileConnector(path)
-
-
-def test_relative_path(tmp_path, monkeypatch):
-    """A relative path is that of the moment of construction."""
-    monkeypatch.chdir(tmp_path)
-    connector = FileConnector("a/../objects")
-    monkeypatch.chdir("/")
-    assert connector.directory == str(tmp_path / "objects")
-    assert connector.get_sync(connector.put_sync([b"x"])) == b"x"
-
-
-async def test_from_url_makes_the_directory_on_put(tmp_path):
-    """A connector made from a URL creates its directory when it first writes."""
-    connector = FileConnector.from_url(f"file://{tmp_path}/a/b")
-    assert not (tmp_path / "a").exists()
-    assert await connector.get(await connector.put([b"x"])) == b"x"

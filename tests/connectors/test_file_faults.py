@@ -1,4 +1,4 @@
-"""FileConnector when things break: full disks, killed writers, forks, traps, lost directories."""
+"""FileConnector when things break: full disks, killed writers, few descriptors, forks."""
 
 from __future__ import annotations
 
@@ -18,27 +18,21 @@ import pytest
 
 from proxyplane.connectors import _file_io
 from proxyplane.connectors._file_dir import (
-    ROOM_BYTES,
     UNPUBLISHED,
     Directory,
-    default_directory,
-    file_system,
-    free_bytes,
-    is_remote,
 )
-from proxyplane.connectors._file_io import Publisher, sweep, translate, write_all
+from proxyplane.connectors._file_io import sweep, translate, write_all
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import (
-    ConfigError,
     ConnectorError,
     ConnectorLostError,
     ConnectorUnavailableError,
     ObjectTooLargeError,
     StoreFullError,
 )
+from support.mounts import mounted, need_root
 
 MIB = 1 << 20
-NOBODY = 65534
 WRITER = """
 import os, sys
 from proxyplane.connectors.file import FileConnector
@@ -60,24 +54,6 @@ def run(code: str, *argv: object) -> str:
     printed, _ = process.communicate(timeout=50)
     assert process.returncode == 0
     return printed
-
-
-@contextlib.contextmanager
-def mounted(path: Path, *options: str):
-    """A file system of its own, for a test that runs as root."""
-    path.mkdir()
-    done = subprocess.run(["mount", *options, str(path)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"cannot mount: {done.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], capture_output=True)
-
-
-def need_root() -> None:
-    if os.geteuid():
-        pytest.skip("only root can mount")
 
 
 @pytest.fixture(params=[True, False], ids=["without a name", "named"])
@@ -521,224 +497,3 @@ def test_fork_during_a_put(tmp_path, anonymous):
         tmp_path / "objects",
         anonymous,
     )
-
-
-# Directories that are gone, closed to us, or traps
-
-
-async def test_directory_gone(connector):
-    """Without its directory a read is an error, and a put makes the directory again."""
-    key = await connector.put([b"x"])
-    shutil.rmtree(connector.directory)
-    for call in (connector.get(key), connector.exists(key), connector.evict(key)):
-        with pytest.raises(ConnectorUnavailableError, match="there is no directory"):
-            await call
-    assert await connector.get(await connector.put([b"y"])) == b"y"
-
-
-async def test_file_system_unmounted(tmp_path, anonymous):
-    """A put does not write to what lies below a mount point whose file system is gone."""
-    need_root()
-    with mounted(tmp_path / "mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none") as path:
-        connector = FileConnector(path / "objects")
-        connector._publisher.anonymous = anonymous
-        key = await connector.put([b"x"])
-        subprocess.run(["umount", str(path)], check=True)
-        for call in (connector.get(key), connector.put([b"x"])):
-            with pytest.raises(ConnectorUnavailableError):
-                await call
-        assert os.listdir(path) == []
-
-
-async def test_wrong_host(tmp_path):
-    """A reader on a host without the directory learns that, not that the key is missing."""
-    reader = FileConnector.from_url(f"file://{tmp_path}/none")
-    with pytest.raises(ConnectorUnavailableError, match=os.uname().nodename):
-        await reader.get("0" * 32)
-
-
-async def test_read_only(tmp_path):
-    """A read-only file system can be read, and a put there is a typed error."""
-    need_root()
-    with mounted(tmp_path / "ro", "-t", "tmpfs", "-o", "size=2m,mode=700", "none") as path:
-        connector = FileConnector(path)
-        key = await connector.put([b"x"])
-        subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True)
-        reader = FileConnector(path)
-        assert await reader.get(key) == b"x"
-        with pytest.raises(ConnectorUnavailableError, match="Read-only"):
-            await reader.put([b"y"])
-        with pytest.raises(ConnectorUnavailableError, match="Read-only"):
-            await reader.evict(key)
-
-
-@contextlib.contextmanager
-def another_user():
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-async def test_no_permission(connector):
-    """A directory that this user may not enter is a typed error for every operation."""
-    need_root()
-    key = await connector.put([b"x"])
-    with another_user():
-        with pytest.raises(ConnectorUnavailableError):
-            FileConnector.from_url(connector.url)
-        for call in (
-            connector.get(key),
-            connector.put([b"x"]),
-            connector.exists(key),
-            connector.evict(key),
-        ):
-            with pytest.raises(ConnectorUnavailableError):
-                await call
-        with pytest.raises(ConnectorUnavailableError):
-            FileConnector(Path(connector.directory) / "sub")
-    assert await connector.get(key) == b"x"
-
-
-@pytest.fixture
-def common(tmp_path):
-    """A directory like /tmp: everyone may make things in it."""
-    path = tmp_path / "common"
-    path.mkdir()
-    path.chmod(0o1777)
-    return path
-
-
-def test_trap_directory(common):
-    """A directory that another user made where everyone may is refused, and left as it is."""
-    need_root()
-    trap = common / "objects"
-    trap.mkdir(0o700)
-    os.chown(trap, NOBODY, NOBODY)
-    for make in (FileConnector, lambda path: FileConnector.from_url(f"file://{path}")):
-        with pytest.raises(ConfigError, match="another user"):
-            make(trap)
-    assert trap.stat().st_uid == NOBODY
-    assert trap.stat().st_mode & 0o777 == 0o700
-
-
-def test_trap_link(common, tmp_path):
-    """A symbolic link that another user made where everyone may is refused."""
-    need_root()
-    target = tmp_path / "mine"
-    target.mkdir(0o700)
-    trap = common / "objects"
-    trap.symlink_to(target)
-    os.lchown(trap, NOBODY, NOBODY)
-    with pytest.raises(ConfigError, match="another user"):
-        FileConnector(trap)
-
-
-def test_own_link(tmp_path):
-    """A symbolic link of one's own, where nobody else can make one, is followed."""
-    (tmp_path / "target").mkdir(0o700)
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    connector = FileConnector(tmp_path / "link")
-    assert connector.get_sync(connector.put_sync([b"x"])) == b"x"
-
-
-def test_directory_open_to_everyone(common):
-    """A directory that everyone can write to is refused, and its mode is not touched."""
-    with pytest.raises(ConfigError, match="everyone may write") as caught:
-        FileConnector(common)
-    assert f"{common}/proxyplane" in str(caught.value)
-    assert common.stat().st_mode & 0o7777 == 0o1777
-
-
-def test_not_a_directory(tmp_path):
-    """A file in the place of the directory is refused."""
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file", "/dev/full"):
-        with pytest.raises(ConfigError, match="not a directory"):
-            FileConnector(path)
-    with pytest.raises(ConnectorUnavailableError):
-        FileConnector(tmp_path / "file" / "below")
-
-
-# The default directory
-
-
-def test_environment_chooses(tmp_path, monkeypatch):
-    """PROXYPLANE_DIR beats every candidate."""
-    monkeypatch.setenv("PROXYPLANE_DIR", str(tmp_path / "chosen"))
-    connector = FileConnector()
-    assert connector.directory == str(tmp_path / "chosen")
-    assert os.stat(connector.directory).st_mode & 0o777 == 0o700
-
-
-@pytest.fixture
-def elsewhere(common, monkeypatch):
-    """Candidates of the default directory below a directory of the test."""
-    monkeypatch.delenv("PROXYPLANE_DIR", raising=False)
-    monkeypatch.setenv("TMPDIR", str(common))
-    if free_bytes(str(common)) < ROOM_BYTES:
-        pytest.skip("no disk with room here")
-    return common / f"proxyplane-{os.geteuid()}"
-
-
-def test_default_is_ours_alone(elsewhere):
-    """The default directory carries the user's id, and is made with mode 0700."""
-    connector = FileConnector()
-    assert connector.directory == str(elsewhere)
-    assert elsewhere.stat().st_mode & 0o777 == 0o700
-    assert FileConnector().directory == str(elsewhere)
-
-
-@pytest.mark.parametrize("trap", ["link", "mode", "file", "owner"])
-def test_default_passes_over_a_trap(elsewhere, tmp_path, trap):
-    """What another may have planted under that name is neither used nor changed."""
-    if trap == "link":
-        (tmp_path / "target").mkdir(0o700)
-        elsewhere.symlink_to(tmp_path / "target")
-    elif trap == "file":
-        elsewhere.touch()
-    else:
-        elsewhere.mkdir(0o700)
-        if trap == "mode":
-            elsewhere.chmod(0o755)
-        else:
-            need_root()
-            os.chown(elsewhere, NOBODY, NOBODY)
-    before = elsewhere.lstat()
-    assert default_directory() != str(elsewhere)
-    assert elsewhere.lstat() == before
-
-
-def test_default_has_room(tmp_path, monkeypatch):
-    """A candidate without room is passed over for one that has it."""
-    need_root()
-    monkeypatch.delenv("PROXYPLANE_DIR", raising=False)
-    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2m,mode=700", "none") as path:
-        monkeypatch.setenv("TMPDIR", str(path))
-        chosen = default_directory()
-        assert not chosen.startswith(str(path))
-        assert not os.path.lexists(path / f"proxyplane-{os.geteuid()}")
-
-
-def test_file_system_is_recognised(tmp_path):
-    """The type of a file system is that of its mount, and a network is told from a disk."""
-    need_root()
-    with mounted(tmp_path / "memory", "-t", "ramfs", "none") as path:
-        assert file_system(os.stat(path).st_dev) == "ramfs"
-    assert file_system(os.makedev(4095, 1048575)) == ""
-    assert [is_remote(kind) for kind in ("nfs4", "fuse.sshfs", "ext4", "")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-
-
-def test_publisher_takes_the_better_way(tmp_path):
-    """On a file system that has files without a name, they are used."""
-    connector = FileConnector(tmp_path / "objects")
-    connector.put_sync([b"x"])
-    assert connector._publisher.anonymous is Publisher(connector._directory).anonymous
-    if connector._publisher.anonymous:
-        assert not Path(connector.directory, UNPUBLISHED).exists()
