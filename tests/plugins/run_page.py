@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import builtins
 import inspect
 import json
 import linecache
@@ -25,7 +26,7 @@ def main() -> None:
     page, blocks = sys.argv[1], json.load(sys.stdin)
     # What the page defines is importable as __main__, so it can be pickled.
     module = types.ModuleType("__main__")
-    module.__dict__["__file__"] = page
+    module.__dict__.update(__file__=page, __builtins__=builtins)
     sys.modules["__main__"] = module
     sys.path.insert(0, "")
     with asyncio.Runner() as runner:
