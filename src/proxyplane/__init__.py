@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from proxyplane import exceptions as exceptions
+from proxyplane import sync as sync
 from proxyplane.abc import Connector as Connector
 from proxyplane.abc import DeferrableConnector as DeferrableConnector
 from proxyplane.abc import Factory as Factory
@@ -55,3 +56,7 @@ def __getattr__(name: str) -> Any:
 
         return RedisConnector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "RedisConnector"])
