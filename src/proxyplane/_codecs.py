@@ -171,9 +171,11 @@ def _numpy_reducers(np: Any) -> Reducers:
             writeable = array.flags.writeable
             array = array.copy(order="C")
             array.flags.writeable = writeable
+        # Dates and durations, and records with some, refuse to export their memory.
         if array.dtype.kind in "mM":
-            # Dates and durations refuse to export their memory, integers do not.
             return np.ndarray.view, (array.view(np.int64), array.dtype)
+        if array.dtype.names and array.itemsize:
+            return np.ndarray.view, (array.view(f"V{array.itemsize}"), array.dtype)
         return array.__reduce_ex__(5)
 
     def reduce_memmap(array: Any) -> Reduced:
@@ -220,6 +222,8 @@ def arrow_from_ipc(kind: type, buffer: Any) -> Any:
 
 
 def _polars_reducers(pl: Any) -> Reducers:
+    newest = pl.CompatLevel.newest()  # keeps texts in the layout polars has them in
+
     def reduce_polars(obj: Any) -> Reduced:
         # Polars writes a copy of itself in-band and reads another: a second for 250 MB of text,
         # where the way through arrow takes below a millisecond.
@@ -233,7 +237,7 @@ def _polars_reducers(pl: Any) -> Reducers:
             import pyarrow as pa  # noqa: F401
         except ImportError:
             return obj.__reduce_ex__(5)
-        table = frame.to_arrow(compat_level=pl.CompatLevel.newest())
+        table = frame.to_arrow(compat_level=newest)
         if table.get_total_buffer_size() > 2 * size:  # texts that a filter left behind
             return obj.__reduce_ex__(5)
         order = [

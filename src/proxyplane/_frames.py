@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
 from pickle import PickleBuffer
 from typing import Any, Final, Literal, NamedTuple
 
@@ -54,8 +53,8 @@ def pack(codec: str, parts: Parts, *, checksum: bool) -> list[Buffer]:
     Raises:
         TypeError, ValueError, BufferError: A part is no contiguous buffer.
     """
-    inband = [chunk for chunk in _flat(parts.inband) if len(chunk)]
-    bodies = list(_flat(parts.buffers))
+    inband = [chunk for chunk in map(_frame, parts.inband) if len(chunk)]
+    bodies = list(map(_frame, parts.buffers))
     crc = 0
     for chunk in inband:
         crc = zlib.crc32(chunk, crc)
@@ -84,20 +83,29 @@ def pack(codec: str, parts: Parts, *, checksum: bool) -> list[Buffer]:
     return frames
 
 
-def _flat(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
-    """The buffers as flat bytes in memory order; a bytearray cannot be resized meanwhile."""
-    for buffer in buffers:
-        yield buffer if type(buffer) is bytes else PickleBuffer(buffer).raw()
+def _frame(buffer: Buffer) -> Buffer:
+    return buffer if type(buffer) is bytes else flat_view(buffer)
 
 
 def flat_view(buffer: Buffer) -> memoryview:
-    """A buffer as a flat view of its bytes.
+    """A buffer as a flat view of its bytes, in memory order.
+
+    As long as the view lives, a bytearray cannot be resized: the lengths stay true.
 
     Raises:
         BufferError: It is not contiguous.
     """
     view = memoryview(buffer)
-    return view if view.format == "B" and view.ndim == 1 else PickleBuffer(view).raw()
+    if view.ndim == 1 and view.format == "B" and view.contiguous:
+        return view
+    # PickleBuffer knows every layout and format. It is the last resort, because before Python
+    # 3.12.7 the garbage collector crashes on one of a memoryview (cpython#77894).
+    if view.c_contiguous and view.nbytes:
+        try:
+            return view.cast("B")
+        except ValueError:
+            pass  # not a format of the struct module
+    return PickleBuffer(buffer).raw()
 
 
 def read_header(view: memoryview) -> Header:
