@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.servers import make_server
 
 from proxyplane._server import EmbeddedServer
+from support.servers import make_server
 
 pytest_plugins = ["plugins.blocking"]
 

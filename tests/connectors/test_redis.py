@@ -8,7 +8,6 @@ import tracemalloc
 import warnings
 
 import pytest
-from support.servers import admin, connections
 
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.connectors.redis.transfer import FIRST, LARGEST, WINDOW
@@ -19,6 +18,7 @@ from proxyplane.exceptions import (
     ObjectTooLargeError,
     StoreFullError,
 )
+from support.servers import admin, connections
 
 EDGES = [1, FIRST - 1, FIRST, FIRST + 1, WINDOW - 1, WINDOW, WINDOW + 1, 5 * WINDOW + 7]
 

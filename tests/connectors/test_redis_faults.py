@@ -6,9 +6,6 @@ import asyncio
 
 import pytest
 from redis import exceptions as redis_errors
-from support.servers import admin, connections
-from support.steps import cancelled_at
-from support.tcp_proxy import TCPProxy
 
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.connectors.redis.errors import map_errors
@@ -22,6 +19,9 @@ from proxyplane.exceptions import (
     ObjectLostError,
     StoreFullError,
 )
+from support.servers import admin, connections
+from support.steps import cancelled_at
+from support.tcp_proxy import TCPProxy
 
 MB = 1 << 20
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import ipaddress
 import ssl
 from pathlib import Path
@@ -95,6 +95,7 @@ class TLSProxy:
             self._context.verify_mode = ssl.CERT_REQUIRED
         self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> TLSProxy:
         self._server = await asyncio.start_server(
@@ -105,9 +106,10 @@ class TLSProxy:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Ended from outside, not cancelled: a task cancelled in its clean-up leaves things open.
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*self._tasks)
         await self._server.wait_closed()
         await asyncio.sleep(0)
 
@@ -115,22 +117,18 @@ class TLSProxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._writers.add(writer)
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
         pumps = [
             asyncio.create_task(_pump(reader, up_writer)),
             asyncio.create_task(_pump(up_reader, writer)),
         ]
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            pass  # the proxy closes; a cancelled handler would be reported as an error
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            writer.transport.abort()
-            up_writer.transport.abort()
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        writer.transport.abort()
+        up_writer.transport.abort()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        self._writers.discard(writer)
+        self._tasks.discard(task)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -153,15 +151,15 @@ def _host(text: str) -> x509.GeneralName:
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
 ) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
     )
 
 

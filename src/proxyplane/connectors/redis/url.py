@@ -94,10 +94,10 @@ class RedisOptions:
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ConfigError("ssl_keyfile without ssl_certfile")
         for option in _OPTIONS:
-            if option.path and getattr(self, option.name) is not None:
+            path = getattr(self, option.name) if option.path else None
+            if path is not None and not os.path.isabs(path):
                 # The reader of this URL may run in another directory.
-                absolute = os.path.abspath(getattr(self, option.name))
-                object.__setattr__(self, option.name, absolute)
+                object.__setattr__(self, option.name, os.path.abspath(path))
 
     @property
     def where(self) -> str:
