@@ -250,10 +250,14 @@ class Serializer(Protocol):
     """
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """What the header of an encoded object names."""
+        ...
 
     @property
-    def copies(self) -> bool: ...
+    def copies(self) -> bool:
+        """Whether `decode` copies the buffers it is given."""
+        ...
 
     def encode(self, obj: Any) -> Parts:
         """Encodes `obj`, without copying large buffers where that can be avoided."""

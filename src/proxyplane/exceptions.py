@@ -150,7 +150,15 @@ class SerializationError(ProxyPlaneError):
     """
 
     Reason = Literal[
-        "empty", "foreign", "version", "truncated", "trailing", "corrupt", "codec", "encode", "decode"
+        "empty",
+        "foreign",
+        "version",
+        "truncated",
+        "trailing",
+        "corrupt",
+        "codec",
+        "encode",
+        "decode",
     ]
 
     def __init__(self, message: str, *, reason: Reason, hint: str | None = None) -> None:
