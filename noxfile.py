@@ -77,7 +77,13 @@ def find_pythons() -> dict[str, str]:
 PYTHONS = find_pythons()
 OLDEST, *_, NEWEST = [*PYTHONS.values(), *PYTHONS.values()] or [sys.executable] * 2
 
-nox.options.sessions = ["lint", "types", *(f"tests-{version}" for version in PYTHONS), "report"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    *(f"tests-{version}" for version in PYTHONS),
+    "demo",
+    "report",
+]
 
 
 def install(session: nox.Session, group: str, *packages: str) -> None:
@@ -109,9 +115,15 @@ def build(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--wheel", "--outdir", str(DIST), ".", silent=True)
 
 
+def the_wheel() -> Path:
+    """What the session `build` built."""
+    (wheel,) = DIST.glob("*.whl")
+    return wheel
+
+
 def run_tests(session: nox.Session, version: str) -> None:
     """Runs the tests on one Python and leaves their count for the report."""
-    (wheel,) = DIST.glob("*.whl")
+    wheel = the_wheel()
     install(session, "test", f"proxyplane[demo,uvloop] @ {wheel.as_uri()}")
     # In an environment that is used again (`nox -r`) a new wheel of the same version is not new.
     session.install("--force-reinstall", "--no-deps", str(wheel))
@@ -138,6 +150,14 @@ for _version, _path in PYTHONS.items():
     def run_all(session: nox.Session, version: str = _version) -> None:
         """The tests on one Python."""
         run_tests(session, version)
+
+
+@nox.session(python=OLDEST, requires=["build"])
+def demo(session: nox.Session) -> None:
+    """The demo, as a user gets it: nothing is installed but what the package asks for."""
+    session.install(f"proxyplane[demo] @ {the_wheel().as_uri()}")
+    session.install("--force-reinstall", "--no-deps", str(the_wheel()))
+    session.run("proxyplane", "demo", *session.posargs, env={"PYTHONPATH": None})
 
 
 @nox.session(python=False)
