@@ -28,7 +28,7 @@ def seconds(statement: str, environment: dict[str, str]) -> float:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
     candidates = list(CANDIDATES)
-    if importlib.util.find_spec("proxystore") is not None:
+    if importlib.util.find_spec("proxystore") is not None:  # a comparison, where it is installed
         candidates.append("import proxystore.store")
     times: dict[str, list[float]] = {statement: [] for statement in candidates}
     with tempfile.TemporaryDirectory() as directory:
