@@ -323,7 +323,14 @@ class TestTables:
     def test_polars_slices_carry_only_themselves(self):
         """A slice or a filter of a large frame does not drag the whole along."""
         frame = long_frame()
-        for part in (frame[5:10], frame.filter(pl.col("i") % 100 == 7), frame[100:9000]):
+        texts = pl.DataFrame({"s": [f"row {i} is rather long" for i in range(100_000)]})
+        for part in (
+            frame[5:10],
+            frame[100:9000],
+            frame.filter(pl.col("i") % 100 == 7),
+            texts[5000:9000],
+            texts.gather_every(25),
+        ):
             assert through(part).equals(part, null_equal=True)
             assert frames_size(encode(part)) < 2.5 * part.estimated_size() + 10_000
 

@@ -113,7 +113,9 @@ class TestStalls:
                 raise AssertionError(name)
 
         Touchy.__qualname__ = "Touchy"
-        assert not encode_may_stall([Touchy()])
+        touchy = Touchy()
+        touchy.target = list(range(100_000))
+        assert not encode_may_stall([touchy])
 
     def test_custom_serializer(self):
         """An unknown one needs a worker when it must be imported, or when there is much to do."""
