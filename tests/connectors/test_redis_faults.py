@@ -132,6 +132,30 @@ async def test_a_cancelled_put_sends_nothing_more(proxied):
     assert not await direct.exists("cancelled")
 
 
+async def test_a_cancelled_put_does_not_go_on_by_itself(own_redis_server):
+    """Nor does the last slice go out later, when the transport has it and the server wakes up.
+
+    Over a Unix socket, which takes less than a slice from the sender while nobody reads.
+    """
+    server = await asyncio.to_thread(own_redis_server)
+    connector = RedisConnector(server.unix_url)
+    await connector.put([b"warm"])
+    server.pause()
+    buffer = bytearray(b"a" * (MB - 200))
+    task = asyncio.create_task(connector.put([memoryview(buffer)], key="cancelled"))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    buffer[:] = b"b" * len(buffer)
+    server.resume()
+    for _ in range(20):
+        await connector.put([b"others"])
+        await asyncio.sleep(0.001)
+    assert not await connector.exists("cancelled")
+    await connector.aclose()
+
+
 @pytest.mark.parametrize("fault", ["close", "reset"])
 @pytest.mark.parametrize("after", [0, 1, 300_000, 5 * MB])
 async def test_a_get_that_is_cut_is_tried_again(proxied, fault, after):

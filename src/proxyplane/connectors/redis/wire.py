@@ -106,15 +106,22 @@ class Wire(AbstractConnection):
         return self._reader is None or self._reader.at_eof() or self._reader.exception() is not None
 
     def abort(self) -> None:
-        """Closes at once: what was not sent is never sent, and no reply is read any more.
-
-        redis-py's own `disconnect` lets the transport send the rest first, so a cancelled put
-        would go on, from memory that its caller may change by now.
-        """
+        """Closes at once: what was not sent is never sent, and no reply is read any more."""
         if self._writer is not None:
             self._writer.transport.abort()
         self._parser.on_disconnect()  # type: ignore[no-untyped-call]
         self._reader = self._writer = None
+
+    async def disconnect(self, nowait: bool = False, *args: Any, **kwargs: Any) -> None:
+        """Closes; redis-py calls it with `nowait` when a step failed or was cancelled.
+
+        Its own lets the transport send the rest even then, so a cancelled put would go on, from
+        memory that its caller may change by now.
+        """
+        if nowait:
+            self.abort()
+        else:
+            await super().disconnect(nowait, *args, **kwargs)
 
 
 class TCPWire(Wire, Connection):
