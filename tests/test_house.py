@@ -200,6 +200,7 @@ def test_import_is_light():
         "multiprocessing",
         "numpy",
         "pandas",
+        "pathlib",
         "redis",
         "secrets",
         "urllib.parse",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 from proxyplane._runtime.io_thread import on_io_thread
 from proxyplane.config import OnBlocking, default_on_blocking
 from proxyplane.exceptions import BlockingCallError, BlockingResolveWarning
 
-_PACKAGE = str(Path(__file__).parents[1])
+# pathlib takes three milliseconds to import, and nothing else here needs it.
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def about_to_block(what: Callable[[], str], policy: OnBlocking | None = None) -> None:
