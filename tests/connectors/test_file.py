@@ -347,6 +347,30 @@ async def test_cancelled_put(connector, monkeypatch, key):
     assert True in outcomes
 
 
+async def test_put_cancelled_while_writing(connector, monkeypatch):
+    """A put that is cancelled while its body is written publishes nothing later on."""
+    workers = Workers(monkeypatch)
+    writing, go_on = threading.Event(), threading.Event()
+    write = _file_io.write_all
+
+    def slow(fd, bodies):
+        write(fd, bodies)
+        writing.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(_file_io, "write_all", slow)
+    task = asyncio.ensure_future(connector.put([bytes(INLINE_BYTES + 1)], key="k"))
+    await asyncio.to_thread(writing.wait)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.01, go_on.set)
+    await asyncio.wait([task])
+    assert task.cancelled()
+    await workers.settle()
+    assert published(connector) == []
+    monkeypatch.undo()
+    assert await connector.put([b"again"], key="k") == "k"
+
+
 @pytest.mark.parametrize("batch", [False, True])
 async def test_put_cancelled_after_publishing(connector, monkeypatch, batch):
     """A put whose caller never learns the key is undone, also when the connector was closed."""

@@ -23,7 +23,7 @@ from proxyplane.connectors._file_dir import (
 from proxyplane.connectors._file_io import Publisher
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import ConfigError, ConnectorUnavailableError
-from support.mounts import mounted, need_root
+from support.mounts import mounted, need_root, small_disk
 
 NOBODY = 65534
 
@@ -300,14 +300,24 @@ def test_default_passes_over_a_trap(elsewhere, tmp_path, trap):
 
 
 def test_default_has_room(tmp_path, monkeypatch):
-    """A candidate without room is passed over for one that has it."""
+    """A candidate on a disk without room is passed over for one that has it."""
     need_root()
     monkeypatch.delenv("PROXYPLANE_DIR", raising=False)
-    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2m,mode=700", "none") as path:
+    with small_disk(tmp_path / "small", 8 << 20) as path:
         monkeypatch.setenv("TMPDIR", str(path))
-        chosen = default_directory()
-        assert not chosen.startswith(str(path))
+        assert not default_directory().startswith(str(path))
         assert not os.path.lexists(path / f"proxyplane-{os.geteuid()}")
+
+
+def test_default_prefers_a_disk(tmp_path, monkeypatch):
+    """A candidate in memory is passed over for a disk that has room."""
+    need_root()
+    monkeypatch.delenv("PROXYPLANE_DIR", raising=False)
+    if not any(free_bytes(path) > ROOM_BYTES for path in ("/var/tmp", os.path.expanduser("~"))):
+        pytest.skip("no disk with room here")
+    with mounted(tmp_path / "memory", "-t", "tmpfs", "-o", "size=2g,mode=700", "none") as path:
+        monkeypatch.setenv("TMPDIR", str(path))
+        assert not default_directory().startswith(str(path))
 
 
 def test_file_system_is_recognised(tmp_path):

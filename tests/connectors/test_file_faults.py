@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from proxyplane.exceptions import (
     ObjectTooLargeError,
     StoreFullError,
 )
-from support.mounts import mounted, need_root
+from support.mounts import mounted, need_root, small_disk
 
 MIB = 1 << 20
 WRITER = """
@@ -91,13 +90,14 @@ def leftovers(connector: FileConnector) -> list[Path]:
 # A full disk
 
 
-async def test_full(small):
+@pytest.mark.parametrize("size", [MIB - 1, 2 * MIB])
+async def test_full(small, size):
     """A full file system is a typed error that tells the room, and leaves nothing behind."""
-    kept = await small.put([b"k" * MIB])
+    kept = await small.put([b"k" * (MIB + MIB // 4)])
     before = room(small)
     with pytest.raises(StoreFullError) as caught:
-        await small.put([b"x" * MIB, b"y" * MIB])
-    assert str(2 * MIB) in str(caught.value)
+        await small.put([b"x" * (size // 2), b"y" * (size - size // 2)])
+    assert f"{size} bytes" in str(caught.value)
     assert small.directory in str(caught.value)
     assert "bytes are free" in str(caught.value)
     assert "PROXYPLANE_DIR" in str(caught.value)
@@ -140,18 +140,11 @@ async def test_no_more_files(tmp_path, anonymous):
 
 
 async def test_full_disk_refuses_before_writing(tmp_path, monkeypatch, anonymous):
-    """Where blocks can be reserved, what does not fit is refused before a byte is written."""
-    need_root()
-    image = tmp_path / "image"
-    image.write_bytes(b"")
-    os.truncate(image, 8 * MIB)
-    if not shutil.which("mkfs.ext4"):
-        pytest.skip("no mkfs.ext4")
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
-    with mounted(tmp_path / "disk", "-o", "loop", str(image)) as path:
+    """A large body that does not fit is refused before a byte of it is written."""
+    with small_disk(tmp_path / "disk", 8 * MIB) as path:
         connector = FileConnector(path / "objects")
         connector._publisher.anonymous = anonymous
-        assert connector._directory.reserves
+        assert connector._directory.firm
         written = []
         monkeypatch.setattr(_file_io, "write_all", lambda *args: written.append(args))
         with pytest.raises(StoreFullError):

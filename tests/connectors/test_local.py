@@ -329,6 +329,25 @@ def test_put_is_won_once():
     assert [b"%d" % one for one in winners] == [connector.get_sync("k")]
 
 
+def test_put_under_a_key_taken_meanwhile(monkeypatch):
+    """A key that is taken while the body is copied is refused, and keeps what it holds."""
+    import proxyplane.connectors.local as module
+
+    connector = LocalConnector()
+    rival = LocalConnector.from_url(connector.url)
+    copy = module._copy
+
+    def late(bodies):
+        monkeypatch.undo()
+        rival.put_sync([b"rival"], key="k")
+        return copy(bodies)
+
+    monkeypatch.setattr(module, "_copy", late)
+    with pytest.raises(KeyExistsError):
+        connector.put_sync([b"late"], key="k")
+    assert connector.get_sync("k") == b"rival"
+
+
 def test_loops_and_threads():
     """Many loops use one connector at once."""
     connector = LocalConnector()

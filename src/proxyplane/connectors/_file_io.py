@@ -41,8 +41,10 @@ Crossover, see the decision note: into fresh memory a map wins from 16 KB, into 
 freed a read wins up to 1 MB; and a map may hold a descriptor.
 """
 
-# Below this a reservation costs more than it saves.
-_RESERVE_BYTES = 1 << 20
+# A body of this many bytes is not begun when there is no room for it: a disk that is filled to the
+# brim for a moment fails other programs as well. posix_fallocate would notice too, but then every
+# put and evict allocates and frees real blocks, which takes milliseconds on a busy ext4.
+_CHECK_BYTES = 1 << 20
 _IOV_MAX = max(os.sysconf("SC_IOV_MAX"), 16)
 # A process has 65530 maps on a default Linux, and its allocator and thread stacks need some.
 _MAX_MAPS = 16_000
@@ -218,8 +220,11 @@ class Publisher:
 
     def _write(self, fd: int, bodies: list[memoryview]) -> None:
         size = total(bodies)
-        if size >= _RESERVE_BYTES and self._directory.reserves:
-            os.posix_fallocate(fd, 0, size)
+        if size >= _CHECK_BYTES and self._directory.firm:
+            room = os.fstatvfs(fd)
+            # A tmpfs without a limit reports no blocks at all.
+            if room.f_blocks and room.f_bavail * room.f_frsize < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_all(fd, bodies)
 
 
