@@ -9,11 +9,16 @@ subclass of the proxy class, made once and kept, with just that type's special m
 from __future__ import annotations
 
 import collections.abc
+import math
 import numbers
+import opcode
 import operator
+import os
+import sys
+import types
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, cast
 
 # Set by inspecting the type: bits of ``type.__flags__`` that ``match`` looks at.
 _SEQUENCE_FLAG, _MAPPING_FLAG = 1 << 5, 1 << 6
@@ -24,25 +29,47 @@ def _operator_forwards() -> Iterator[tuple[str, Callable[..., Any], tuple[str, .
     binary = "add sub mul truediv floordiv mod matmul lshift rshift and or xor".split()
     for name in binary:
         plain, reflected, inplace = f"__{name}__", f"__r{name}__", f"__i{name}__"
-        op = getattr(operator, plain)
+        op, in_place = getattr(operator, plain), getattr(operator, inplace)
         yield plain, _binary(op), (plain,)
         # A type's left operand may be of another type that gives way to ours (str + proxy), so
         # the reflected form exists where either does.
-        yield reflected, _reflected(op), (plain, reflected)
-        yield inplace, _inplace(getattr(operator, inplace)), (plain, inplace)
+        yield reflected, _reflected(op, in_place), (plain, reflected)
+        yield inplace, _inplace(in_place), (plain, inplace)
     yield "__pow__", lambda self, *args: pow(self.__proxy_target__, *args), ("__pow__",)
-    yield "__rpow__", _reflected(operator.pow), ("__pow__", "__rpow__")
+    yield "__rpow__", _reflected(operator.pow, operator.ipow), ("__pow__", "__rpow__")
     yield "__ipow__", _inplace(operator.ipow), ("__pow__", "__ipow__")
     yield "__divmod__", _binary(divmod), ("__divmod__",)
-    yield "__rdivmod__", _reflected(divmod), ("__divmod__", "__rdivmod__")
+    yield "__rdivmod__", _reflected(divmod, divmod), ("__divmod__", "__rdivmod__")
 
 
 def _binary(op: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return lambda self, other: op(self.__proxy_target__, other)
 
 
-def _reflected(op: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda self, other: op(other, self.__proxy_target__)
+def _reflected(
+    op: Callable[[Any, Any], Any], in_place: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any], Any]:
+    def forward(self: Any, other: Any) -> Any:
+        # ``a_list += proxy`` comes here before the list itself is asked, and whoever else has
+        # the list must see it grow.
+        if type(other) in _MUTABLE and _is_in_place(sys._getframe(1)):
+            return in_place(other, self.__proxy_target__)
+        return op(other, self.__proxy_target__)
+
+    return forward
+
+
+_MUTABLE = (bytearray, collections.deque, list, set)
+
+
+def _is_in_place(frame: types.FrameType) -> bool:
+    """Whether the operator at which `frame` is has the form ``a += b``."""
+    operation, kind = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 2]
+    return operation == _BINARY_OP and kind >= _FIRST_IN_PLACE
+
+
+_BINARY_OP: int = opcode.opmap["BINARY_OP"]
+_FIRST_IN_PLACE = 13  # of the kinds of BINARY_OP, in the order in which Python has them
 
 
 def _inplace(op: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -58,7 +85,62 @@ def _unary(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _method(name: str) -> Callable[..., Any]:
-    return lambda self, *args, **kwargs: getattr(self.__proxy_target__, name)(*args, **kwargs)
+    return lambda self, *args, **kwargs: _special(self.__proxy_target__, name)(*args, **kwargs)
+
+
+def _special(target: Any, name: str) -> Callable[..., Any]:
+    # Where a protocol is not supported Python raises TypeError, and so must the full class, which
+    # seems to support every one.
+    method = getattr(target, name, None)
+    if method is None:
+        raise TypeError(f"{type(target).__name__!r} object has no {name}")
+    return cast("Callable[..., Any]", method)
+
+
+def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self.__proxy_target__(*args, **kwargs)
+
+
+def _round(self: Any, *digits: Any) -> Any:
+    return round(self.__proxy_target__, *digits)
+
+
+def _setitem(self: Any, key: Any, value: Any) -> None:
+    self.__proxy_target__[key] = value
+
+
+# -- async protocols: they can wait for the target without stalling the loop ---------------------
+
+
+async def _aenter(self: Any) -> Any:
+    return await _special(await self, "__aenter__")()
+
+
+async def _aexit(self: Any, *exc_info: Any) -> Any:
+    return await _special(await self, "__aexit__")(*exc_info)
+
+
+async def _anext(self: Any) -> Any:
+    return await anext(await self)
+
+
+async def _aiter(self: Any) -> AsyncIterator[Any]:
+    async for item in await self:
+        yield item
+
+
+# -- NumPy: it knows numbers, text and lists by their C types, which a proxy cannot have ---------
+
+
+def _array(self: Any, *args: Any, **kwargs: Any) -> Any:
+    target = self.__proxy_target__
+    if hasattr(type(target), "__array__"):
+        return target.__array__(*args, **kwargs)
+    import numpy as np  # it is imported, or who would ask
+
+    if kwargs.get("copy") is None:  # NumPy 1 has no such argument
+        kwargs.pop("copy", None)
+    return np.array(target, *args, **kwargs)
 
 
 def _array_ufunc(self: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -71,10 +153,6 @@ def _array_ufunc(self: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any
     return getattr(ufunc, method)(*map(_unwrap, inputs), **kwargs)
 
 
-def _setitem(self: Any, key: Any, value: Any) -> None:
-    self.__proxy_target__[key] = value
-
-
 def _unwrap(value: Any) -> Any:
     return value.__proxy_target__ if hasattr(type(value), "__proxy_target__") else value
 
@@ -82,9 +160,11 @@ def _unwrap(value: Any) -> Any:
 _UNARY: dict[str, Callable[[Any], Any]] = {
     "__abs__": abs,
     "__bool__": bool,
-    "__bytes__": bytes,
+    "__ceil__": math.ceil,
     "__complex__": complex,
     "__float__": float,
+    "__floor__": math.floor,
+    "__fspath__": os.fspath,
     "__index__": operator.index,
     "__int__": int,
     "__invert__": operator.invert,
@@ -95,6 +175,7 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "__next__": next,
     "__pos__": operator.pos,
     "__reversed__": reversed,
+    "__trunc__": math.trunc,
 }
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "__contains__": operator.contains,
@@ -103,22 +184,7 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "__instancecheck__": lambda target, instance: isinstance(instance, target),
     "__subclasscheck__": lambda target, subclass: issubclass(subclass, target),
 }
-_METHODS = [
-    "__aenter__",
-    "__aexit__",
-    "__aiter__",
-    "__anext__",
-    "__array__",
-    "__buffer__",
-    "__call__",
-    "__ceil__",
-    "__enter__",
-    "__exit__",
-    "__floor__",
-    "__fspath__",
-    "__round__",
-    "__trunc__",
-]
+_METHODS = ["__buffer__", "__enter__", "__exit__"]
 
 # Method -> (forward, the target's methods of which one must exist for the proxy to have it).
 _FORWARDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
@@ -126,43 +192,71 @@ _FORWARDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     **{name: (_unary(function), (name,)) for name, function in _UNARY.items()},
     **{name: (_binary(function), (name,)) for name, function in _BINARY.items()},
     **{name: (_method(name), (name,)) for name in _METHODS},
-    "__array_ufunc__": (_array_ufunc, ("__array_ufunc__",)),
+    "__aenter__": (_aenter, ("__aenter__",)),
+    "__aexit__": (_aexit, ("__aexit__",)),
+    "__aiter__": (_aiter, ("__aiter__",)),
+    "__anext__": (_anext, ("__anext__",)),
+    "__call__": (_call, ("__call__",)),
+    "__round__": (_round, ("__round__",)),
     "__setitem__": (_setitem, ("__setitem__",)),
+    # ``bytes`` takes what has no method for it: a buffer, a size, numbers.
+    "__bytes__": (_unary(bytes), ()),
+    "__array__": (_array, ()),
+    "__array_ufunc__": (_array_ufunc, ()),
 }
 for _name, (_forward, _) in _FORWARDS.items():
     _forward.__name__ = _name
 
-# The full class, for targets of unknown type, must not claim these: an array is only what says so
-# (NumPy would ask), and a buffer is handed out without a way to refuse.
-_ONLY_WHEN_KNOWN = {"__array__", "__array_ufunc__", "__buffer__"}
+# What C code does for these types without asking for a special method: a path, the number in a
+# text.
+_BEYOND_METHODS: dict[type, list[str]] = {
+    str: ["__complex__", "__float__", "__fspath__", "__int__"],
+    bytes: ["__float__", "__fspath__", "__int__"],
+    bytearray: ["__float__", "__int__"],
+}
+# And what it makes of a method that it would not find in their C types: a NumPy scalar has items
+# and is no sequence, pandas takes for an array whatever turns into one.
+_SHORT_OF_METHODS: dict[type, list[str]] = {
+    numbers.Number: ["__getitem__"],
+    collections.abc.Set: ["__array__"],
+}
 
 _ABCS: list[Any] = [
     abc
     for module in (collections.abc, numbers)
     for abc in vars(module).values()
-    if isinstance(abc, type(collections.abc.Sized)) and abc is not collections.abc.Awaitable
+    if isinstance(abc, type(collections.abc.Sized)) and abc.__name__ != "Awaitable"
 ]
 
 
 def full_namespace() -> dict[str, Any]:
     """Special methods of a proxy whose target's type nobody knows yet."""
-    return {
-        name: forward for name, (forward, _) in _FORWARDS.items() if name not in _ONLY_WHEN_KNOWN
-    }
+    # A buffer is handed out without a way to refuse.
+    return {name: forward for name, (forward, _) in _FORWARDS.items() if name != "__buffer__"}
 
 
 def namespace_for(target_type: type) -> dict[str, Any]:
     """Special methods of a proxy of `target_type`."""
-    found = {
-        name: forward
-        for name, (forward, needs) in _FORWARDS.items()
-        if any(_has(target_type, one) for one in needs)
+    names = {
+        name
+        for name, (_, needs) in _FORWARDS.items()
+        if not needs or any(_has(target_type, one) for one in needs)
     }
-    if "__array__" in found:
+    for kind, more in _BEYOND_METHODS.items():
+        if issubclass(target_type, kind):
+            names.update(more)
+    for kind, less in _SHORT_OF_METHODS.items():
+        if issubclass(target_type, kind):
+            names.difference_update(less)
+    if _has(target_type, "__array__"):
         # NumPy asks for a buffer first, which knows less of the type than the array does.
-        found.pop("__buffer__", None)
+        names.discard("__buffer__")
+    found: dict[str, Any] = {name: _FORWARDS[name][0] for name in names}
     if target_type.__hash__ is None:
         found["__hash__"] = None
+    if "__dataclass_fields__" in vars(target_type):
+        # `dataclasses.asdict` and its like look for it on the class.
+        found["__dataclass_fields__"] = vars(target_type)["__dataclass_fields__"]
     return found
 
 
@@ -201,12 +295,15 @@ class ClassCache:
         """The class of a proxy whose target is of `target_type`; None if nobody knows."""
         if target_type is None:
             return self.unknown
-        made = self._made.get(target_type)
-        if made is None:
-            made = self._make(f"[{target_type.__name__}]", namespace_for(target_type))
-            register_abcs(made, target_type)
-            # Two threads may both have made it; all proxies get the one that is kept.
-            made = self._made.setdefault(target_type, made)
+        try:
+            made = self._made.get(target_type)
+            if made is None:
+                made = self._make(f"[{target_type.__name__}]", namespace_for(target_type))
+                register_abcs(made, target_type)
+                # Two threads may both have made it; all proxies get the one that is kept.
+                made = self._made.setdefault(target_type, made)
+        except Exception:  # noqa: BLE001  # a metaclass that cannot be hashed, or that refuses
+            return self.unknown
         return made
 
     def _make(self, suffix: str, namespace: dict[str, Any]) -> type:
@@ -214,4 +311,6 @@ class ClassCache:
         # that answer for the target.
         inherited = {name: self.base.__dict__[name] for name in ("__doc__", "__module__")}
         namespace = inherited | namespace | {"__slots__": ()}
-        return type(self.base)(f"{self.base.__name__}{suffix}", (self.base,), namespace)
+        return type(self.base)(
+            f"{self.base.__name__}{suffix}", (self.base,), namespace, made_for_target=True
+        )

@@ -330,7 +330,7 @@ def _decoding_stalls(buffer: Buffer | None) -> bool:
 
 
 def _is_proxiable(obj: object, skip: bool) -> bool:
-    if obj is not None and not isinstance(obj, bool):
+    if obj is not None and type(obj) is not bool:  # `isinstance` would ask a proxy's target
         return True
     if not skip:
         raise NonProxiableTypeError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
 import types
 import weakref
@@ -16,8 +18,17 @@ HASH_LIMIT = 4096
 # only where this one comes out the same.
 _SEED: Final = hash("proxyplane") & 0xFFFFFFFF
 _SAME_HASH_EVERYWHERE = (int, float, complex)
+_HASHED_BY_VALUE = (bool, int, float, complex, str, bytes)
 
-_NOT_NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
+# What these are depends on the one at hand, and so do the names that frameworks look for on them.
+_NOT_NAMED = (
+    type,
+    types.BuiltinFunctionType,
+    types.FunctionType,
+    types.GenericAlias,
+    types.MethodType,
+    types.ModuleType,
+)
 
 # What frameworks look for on anything that passes by. No unresolved target is worth fetching for
 # one of these, and what a proxy of a wrapped function wraps is the target's business.
@@ -59,13 +70,13 @@ class Hints:
         """The hints for `target`, whose encoded size is `size` bytes."""
         kind = type(target)
         hints = cls(_type_name(kind), size, _hash_of(target, kind, size))
-        hints._type = kind if hints.type_name is not None else None
+        hints._type = None if issubclass(kind, _NOT_NAMED) else kind
         return hints
 
     def flat(self) -> tuple[int | None, str | None, int | None, int | None]:
         """What travels: (size, type name, hash, hash seed)."""
         kind = self.target_type()
-        everywhere = self.hash is None or self.hash is False or kind in _SAME_HASH_EVERYWHERE
+        everywhere = not self.hash or kind in _SAME_HASH_EVERYWHERE  # None, False, or just zero
         return self.size, self.type_name, self.hash, None if everywhere else _SEED
 
     @classmethod
@@ -79,24 +90,25 @@ class Hints:
         return Hints.from_flat, self.flat()
 
     def target_type(self) -> type | None:
-        """The target's type, if its module is imported in this process.
-
-        A probe must not import: that would stall a loop for as long as a large package takes.
-        Nor need it: who asks ``isinstance(p, C)`` has imported C.
-        """
+        """The target's type, if its module is imported in this process."""
         if self._type is None and self.type_name is not None:
-            module_name, _, qualname = self.type_name.partition(":")
-            found: Any = sys.modules.get(module_name)
-            for name in qualname.split("."):
-                found = getattr(found, name, None)
-            if isinstance(found, type):
-                self._type = found
+            self._type = _find_type(self.type_name)
         return self._type
+
+    def import_type(self) -> type | None:
+        """The target's type, which it imports if need be; None if it is not known or not here."""
+        if self.target_type() is None and self.type_name is not None:
+            # Whatever is wrong with that module, the hint is worth nothing then.
+            with contextlib.suppress(Exception):
+                importlib.import_module(self.type_name.partition(":")[0])
+        return self.target_type()
 
     @property
     def type_label(self) -> str:
         """The bare name of the type, for messages; empty if not known."""
-        return self.type_name.rpartition(":")[2] if self.type_name else ""
+        if self.type_name is None:
+            return "" if self._type is None else self._type.__qualname__
+        return self.type_name.rpartition(":")[2]
 
     @property
     def size_label(self) -> str:
@@ -126,27 +138,46 @@ _type_names: weakref.WeakKeyDictionary[type, str | None] = weakref.WeakKeyDictio
 
 
 def _type_name(kind: type) -> str | None:
+    """The name by which another process finds `kind`; None if it would not."""
     try:
         return _type_names[kind]
-    except KeyError:
+    except (KeyError, TypeError):  # not asked before, or a metaclass that cannot be hashed
         pass
-    # A local class cannot be found by name; and cloudpickle, which would pickle it by value,
-    # must not be made to do so for a hint: the name is text.
-    named = "<locals>" not in kind.__qualname__ and not issubclass(kind, _NOT_NAMED)
-    # Interned, so that the proxies of one pickle share it.
-    name = sys.intern(f"{kind.__module__}:{kind.__qualname__}") if named else None
-    _type_names[kind] = name
+    name = None
+    if not issubclass(kind, _NOT_NAMED):
+        # Interned, so that the proxies of one pickle share it.
+        name = sys.intern(f"{kind.__module__}:{kind.__qualname__}")
+        if _find_type(name) is not kind:  # a local class, or another of the same name
+            name = None
+    with contextlib.suppress(TypeError):
+        _type_names[kind] = name
     return name
+
+
+def _find_type(name: str) -> type | None:
+    """The type of a name, if it is imported; runs no code of its module."""
+    module_name, _, qualname = name.partition(":")
+    found: Any = sys.modules.get(module_name)
+    for part in qualname.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found if isinstance(found, type) else None
 
 
 def _hash_of(target: Any, kind: type, size: int | None) -> int | None:
     if kind.__hash__ is None:
         return False
-    if kind.__hash__ is object.__hash__ or size is None or size > HASH_LIMIT:
-        return None  # a hash by identity is another in each process
+    if size is None or size > HASH_LIMIT or not _hashed_by_value(target):
+        return None
     try:
         return hash(target)
     except TypeError:  # a tuple that holds a list
         return False
-    except Exception:  # noqa: BLE001  # a hash of the user's that fails is theirs to meet later
-        return None
+
+
+def _hashed_by_value(target: Any) -> bool:
+    # A hash that is by identity, in part, is another in each process and each copy: that of NaN
+    # and of most objects, and so of what contains one.
+    kind = type(target)
+    if kind in (tuple, frozenset):
+        return all(map(_hashed_by_value, target))
+    return kind in _HASHED_BY_VALUE and target == target  # NaN is not

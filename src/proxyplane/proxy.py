@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import sys
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from types import GenericAlias
@@ -43,7 +44,7 @@ else:
 
 class _ProxyMeta(type):
     # ``cls.__module__`` is the proxy's while ``instance.__module__`` is the target's.
-    __module__ = property(lambda cls: __name__)  # type: ignore[assignment]
+    __module__ = property(lambda cls: __name__)
 
 
 class _FromTarget:
@@ -59,7 +60,10 @@ class _FromTarget:
         if not is_resolved(proxy):
             known = _hints(proxy).target_type()
             if known is not None:
-                return getattr(known, self.name, None)
+                holders = [vars(base) for base in known.__mro__ if self.name in vars(base)]
+                found = holders[0][self.name] if holders else None
+                if not hasattr(type(found), "__get__"):
+                    return found
         return getattr(proxy.__proxy_target__, self.name)
 
 
@@ -82,7 +86,7 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
 
     __slots__ = ("__proxy_factory__", "__proxy_hints__", "__proxy_target__", "__weakref__")
 
-    __module__ = _FromTarget("__module__", __name__)  # type: ignore[assignment]
+    __module__ = _FromTarget("__module__", __name__)
 
     def __new__(cls, factory: Callable[[], T_co], *, target: Any = MISSING) -> Proxy[T_co]:
         if not callable(factory):
@@ -95,7 +99,9 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
 
     # -- the target -----------------------------------------------------------------------------
 
-    if not TYPE_CHECKING:
+    if TYPE_CHECKING:
+        __proxy_target__: Any
+    else:
 
         def __getattr__(self, name: str) -> Any:
             if name == "__proxy_target__":
@@ -103,6 +109,10 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
             if name[:1] == "_" and not is_resolved(self):
                 _hints(self).refuse_probe(name)
             return getattr(self.__proxy_target__, name)
+
+        def __init_subclass__(cls, *, made_for_target: bool = False) -> None:
+            if not made_for_target:
+                raise TypeError("Proxy makes a subclass for each target type, and has no others")
 
         def __setattr__(self, name: str, value: Any) -> None:
             setattr(self.__proxy_target__, name, value)
@@ -112,9 +122,12 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
 
         @property
         def __class__(self) -> type:
-            if is_resolved(self):
-                return self.__proxy_target__.__class__
-            return _hints(self).target_type() or Proxy
+            try:
+                return _get_target(self).__class__
+            except AttributeError:
+                if is_resolved(self):
+                    raise
+            return _class_unresolved(self, sys._getframe(1).f_globals.get("__name__", ""))
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return aresolve(self).__await__()
@@ -169,7 +182,7 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
     # -- copies ---------------------------------------------------------------------------------
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        factory = get_factory(self)
+        factory: Any = get_factory(self)
         if getattr(type(factory), "__reduce__", None) is StoreFactory.__reduce__:
             # One flat call: less than half the size of nested objects.
             return rebuild_proxy, (*factory.flat(), *_hints(self).flat())
@@ -204,12 +217,31 @@ _set_class = object.__dict__["__class__"].__set__
 _classes = ClassCache(Proxy)
 
 
+# Who asks for the class of everything that passes by, and means the proxy: an event loop whether
+# it is a future, a pickler whether it is a function. A fetch would stall the one, and the other
+# would send the target along.
+_ASK_ABOUT_THE_PROXY = ("asyncio", "cloudpickle", "dill", "inspect")
+# And who chooses by it how to show the object, when showing it must not fetch it.
+_SHOW_THE_PROXY = "IPython"
+
+
+def _class_unresolved(proxy: Proxy[Any], asked_by: str) -> type:
+    package = asked_by.partition(".")[0]
+    hints = _hints(proxy)
+    if package == _SHOW_THE_PROXY:
+        return Proxy
+    if package in _ASK_ABOUT_THE_PROXY:
+        return hints.target_type() or Proxy
+    known = hints.import_type()
+    return cast(Any, proxy).__proxy_target__.__class__ if known is None else known
+
+
 def make_proxy(
     factory: Callable[[], T], hints: Hints = NO_HINTS, target: Any = MISSING
 ) -> Proxy[T]:
     """Makes a proxy; resolved if `target` is given."""
     kind = hints.target_type() if target is MISSING else type(target)
-    proxy = object.__new__(_classes.get(kind))
+    proxy: Any = object.__new__(_classes.get(kind))
     _set_factory(proxy, factory)
     _set_hints(proxy, hints)
     if target is not MISSING:
@@ -243,9 +275,7 @@ def _join(proxy: Proxy[Any], source: Any) -> flights.Flight | None:
     # Proxies of one object share a flight, except where each use is a claim of its own.
     shared = isinstance(source, StoreFactory) and not source.evict
     key = (source.reference, source.key) if shared else id(proxy)
-    return flights.join(
-        key, source, partial(is_resolved, proxy), partial(Proxy.__proxy_deliver__, proxy)
-    )
+    return flights.join(key, source, partial(is_resolved, proxy), proxy.__proxy_deliver__)
 
 
 def _touch(proxy: Proxy[T]) -> T:
@@ -306,7 +336,7 @@ def resolve(proxy: Proxy[Any]) -> None:
         ProxyResolveError: The target could not be had; what went wrong is its `cause`.
     """
     _require_proxy(proxy)
-    _ = proxy.__proxy_target__  # type: ignore[attr-defined]
+    _ = proxy.__proxy_target__
 
 
 def resolve_async(proxy: Proxy[Any]) -> None:
@@ -340,7 +370,7 @@ def extract(proxy: Proxy[T]) -> T:
         ProxyResolveError: The target could not be had; what went wrong is its `cause`.
     """
     _require_proxy(proxy)
-    return cast(T, proxy.__proxy_target__)  # type: ignore[attr-defined]
+    return cast(T, proxy.__proxy_target__)
 
 
 async def aextract(proxy: Proxy[T]) -> T:
