@@ -424,19 +424,12 @@ async def test_clear_evicts_only_its_own(connector):
     assert stranger.read_text() == "not ours"
 
 
-async def test_clear_removes_the_directory_it_made(connector):
-    """The directory goes when this instance created it and nothing is left in it."""
+async def test_clear_keeps_the_directory(connector):
+    """The directory stays, empty, so that a reader elsewhere finds no object and no error."""
     await connector.put([b"x"])
     await connector.aclose(clear=True)
-    assert not os.path.exists(connector.directory)
-
-
-async def test_clear_keeps_a_directory_it_did_not_make(tmp_path):
-    """A directory that was there before stays."""
-    connector = FileConnector(tmp_path)
-    await connector.put([b"x"])
-    await connector.aclose(clear=True)
-    assert os.listdir(tmp_path) == []
+    assert set(os.listdir(connector.directory)) <= {".unpublished"}
+    assert await FileConnector.from_url(connector.url).get("k") is None
 
 
 async def test_clear_leaves_other_instances_alone(connector):
@@ -453,4 +446,4 @@ async def test_clear_cancelled_can_be_repeated(connector):
     await connector.put([b"x"])
     assert await cancel_after(1, connector.aclose(clear=True))
     await connector.aclose(clear=True)
-    assert not os.path.exists(connector.directory)
+    assert set(os.listdir(connector.directory)) <= {".unpublished"}

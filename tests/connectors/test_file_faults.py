@@ -449,7 +449,8 @@ def test_fork(tmp_path, anonymous):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert connector.get_sync(mine) == connector.get_sync(chosen) == b"parent"
         asyncio.run(connector.aclose(clear=True))
-        assert not os.path.exists(connector.directory)
+        assert not {mine, chosen} & {*map(os.path.basename, os.listdir(connector.directory))}
+        assert not connector.from_url(connector.url).exists_sync(chosen)
         """,
         tmp_path / "objects",
         anonymous,

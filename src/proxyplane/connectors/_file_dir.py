@@ -6,12 +6,9 @@ in every reader. A directory that another user may write to is therefore refused
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-import weakref
 
-from proxyplane._runtime.fork import on_fork
 from proxyplane.exceptions import ConfigError, ConnectorUnavailableError
 
 UNPUBLISHED = ".unpublished"
@@ -36,7 +33,6 @@ class Directory:
 
     Attributes:
         path: Absolute path.
-        created: Whether this instance, in this process, created it.
         remote: Whether calls on it may stall, because it is on a network or in user space.
         firm: Whether what does not fit into the free room is sure to fail.
         file_mode: Permission bits of the files in it; group readers only if the directory has them.
@@ -44,19 +40,10 @@ class Directory:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.created = False
-        self.open = True
         self.remote = False
         self.firm = False
         self.file_mode = 0o600
         self._device: int | None = None
-        token = id(self)
-        _live[token] = weakref.ref(self, lambda _: _live.pop(token, None))
-        on_fork(self)
-
-    def after_fork_in_child(self) -> None:
-        """The parent created it, so the parent may remove it."""
-        self.created = False
 
     def look(self) -> bool:
         """Learns what the directory can do; False when it does not exist.
@@ -96,7 +83,6 @@ class Directory:
                 # It was there before; where its file system was mounted, there is another now.
                 raise FileNotFoundError(2, "its file system is no longer mounted there")
             os.mkdir(self.path, 0o700)
-            self.created = True
         except FileExistsError:
             pass
         except OSError as exc:
@@ -114,23 +100,6 @@ class Directory:
             hint="it was removed, its file system is not mounted, or the object was written on "
             "another host: share the directory between the hosts, or use a RedisConnector",
         )
-
-    def remove_if_ours(self) -> None:
-        """Removes the directory if it is empty, and no other instance here made or uses it."""
-        self.open = False
-        if not self.created:
-            return
-        for ref in list(_live.values()):
-            other = ref()
-            if other is not None and other.open and other.path == self.path:
-                return
-        with contextlib.suppress(OSError):  # not empty: others have objects in it
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(os.path.join(self.path, UNPUBLISHED))
-            os.rmdir(self.path)
-
-
-_live: dict[int, weakref.ref[Directory]] = {}
 
 
 def check_safe(path: str, *, private: bool = False) -> None:

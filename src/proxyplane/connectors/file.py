@@ -259,7 +259,7 @@ class FileConnector(Connector):
 
         Args:
             clear: Also evict what was put through this instance, in this process. The directory
-                goes too, if this instance created it and it is empty then.
+                stays, since others may be about to use it.
 
         Raises:
             ConnectorUnavailableError: The directory cannot be read or written.
@@ -267,8 +267,6 @@ class FileConnector(Connector):
         if not self._closed:
             self._closed = True
             self._to_clear = clear
-            if not clear:
-                self._directory.open = False
         if self._to_clear:  # also when an earlier call was cancelled before it came to this
             await run_in_worker(self._clear)
             self._to_clear = False
@@ -288,7 +286,6 @@ class FileConnector(Connector):
         except OSError as exc:
             raise translate(exc, self._directory) from exc
         self._chosen.clear()
-        self._directory.remove_if_ours()
 
     def _clear_mine(self) -> None:
         try:
@@ -322,7 +319,7 @@ class FileConnector(Connector):
                 ) from exc
             except OSError as exc:
                 if exc.errno == errno.ENOENT and not os.path.isdir(self._directory.path):
-                    # Not made yet, or removed when it was empty; an error if that is impossible.
+                    # Not made yet, or removed by hand; an error if that is impossible.
                     self._directory.make()
                     continue
                 raise translate(exc, self._directory, total(bodies)) from exc
