@@ -15,6 +15,14 @@ pytest_plugins = ["plugins.blocking"]
 _numbers = itertools.count()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _default_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests put into the default directory goes with the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROXYPLANE_DIR", str(tmp_path_factory.mktemp("default") / "objects"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedServer]:
     """One Redis server for the whole run; never kill or configure it."""
