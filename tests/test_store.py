@@ -54,9 +54,20 @@ def blocking(file_url: str) -> Iterator[sync.Store]:
         yield store
 
 
+_elsewhere: list[pp.Store] = []
+
+
 def elsewhere(store: pp.Store) -> pp.Store:
     """What another process would have: the same store, with another cache."""
-    return pp.Store.from_config(store.config())
+    _elsewhere.append(pp.Store.from_config(store.config()))
+    return _elsewhere[-1]
+
+
+@pytest.fixture(autouse=True)
+async def _close_elsewhere() -> AsyncIterator[None]:
+    yield
+    while _elsewhere:
+        await _elsewhere.pop().aclose()
 
 
 class TestObjects:
@@ -159,6 +170,7 @@ class TestCache:
     async def test_bound(self, connector: pp.Connector) -> None:
         """Only the objects used last stay, as many as the store was told."""
         store = pp.Store("test", connector, cache_size=2)
+        _elsewhere.append(store)
         keys = await store.put_batch([b"0", b"1", b"2"])
         for key in keys:
             await store.get(key)
@@ -167,12 +179,14 @@ class TestCache:
     async def test_disabled(self, connector: pp.Connector) -> None:
         """A size of 0 keeps nothing."""
         store = pp.Store("test", connector, cache_size=0)
+        _elsewhere.append(store)
         key = await store.put([1])
         assert await store.get(key) is not await store.get(key)
 
     async def test_bytes(self, connector: pp.Connector) -> None:
         """An object larger than the bound in bytes is not kept."""
         store = pp.Store("test", connector, cache_bytes=1000)
+        _elsewhere.append(store)
         small, large = await store.put_batch([b"x", b"x" * 1000])
         await store.get(small)
         await store.get(large)
@@ -185,12 +199,14 @@ class TestCache:
         """An argument beats the environment; a store rebuilt for a proxy takes the environment."""
         monkeypatch.setenv("PROXYPLANE_CACHE_SIZE", "0")
         told = pp.Store("told", connector, cache_size=1)
+        _elsewhere.append(told)
         key = await told.put([1])
         await told.get(key)
         assert told.is_cached(key)
         rebuilt = pp.Store.from_url(told.reference)
         await rebuilt.get(key)
         assert not rebuilt.is_cached(key)
+        await rebuilt.aclose()
 
     async def test_environment_that_is_no_number(
         self, connector: pp.Connector, monkeypatch: pytest.MonkeyPatch
