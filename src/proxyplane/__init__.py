@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from proxyplane import exceptions as exceptions
@@ -12,8 +13,6 @@ from proxyplane.abc import Factory as Factory
 from proxyplane.abc import Serializer as Serializer
 from proxyplane.config import StoreConfig as StoreConfig
 from proxyplane.config import register_connector as register_connector
-from proxyplane.connectors.file import FileConnector as FileConnector
-from proxyplane.connectors.local import LocalConnector as LocalConnector
 from proxyplane.exceptions import BlockingResolveWarning as BlockingResolveWarning
 from proxyplane.exceptions import ProxyPlaneError as ProxyPlaneError
 from proxyplane.exceptions import ProxyResolveError as ProxyResolveError
@@ -44,19 +43,29 @@ from proxyplane.registry import unregister_store as unregister_store
 from proxyplane.store import Store as Store
 
 if TYPE_CHECKING:
+    from proxyplane.connectors.file import FileConnector as FileConnector
+    from proxyplane.connectors.local import LocalConnector as LocalConnector
     from proxyplane.connectors.redis import RedisConnector as RedisConnector
 
 __version__ = "0.1.0"
 
+# A connector, and its driver with it, is imported when it is asked for: redis alone takes longer
+# than all the rest.
+_CONNECTORS = {
+    "FileConnector": "proxyplane.connectors.file",
+    "LocalConnector": "proxyplane.connectors.local",
+    "RedisConnector": "proxyplane.connectors.redis",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Importing redis takes longer than importing all the rest.
-    if name == "RedisConnector":
-        from proxyplane.connectors.redis import RedisConnector
-
-        return RedisConnector
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _CONNECTORS.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Kept, so that the next look-up is an ordinary one.
+    found = globals()[name] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "RedisConnector"])
+    return sorted({*globals(), *_CONNECTORS})
