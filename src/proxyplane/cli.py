@@ -113,7 +113,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--workers", type=_positive, metavar="N", help="worker processes (default: one per core)"
     )
     parser.add_argument(
-        "--rounds", type=_positive, default=5, metavar="N", help="rounds of each way (default: 5)"
+        "--rounds", type=_positive, default=7, metavar="N", help="rounds of each way (default: 7)"
     )
     parser.add_argument(
         "--size",

@@ -39,7 +39,7 @@ class Options:
     paths: list[str] = field(default_factory=list)
     connector: str = "file"
     workers: int | None = None
-    rounds: int = 5
+    rounds: int = 7
     megabytes: int | None = None
     json: bool = False
 

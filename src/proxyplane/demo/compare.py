@@ -19,6 +19,7 @@ from proxyplane.sync import Store
 
 # Smaller objects drown in what Python takes for the message around them.
 _TRACEABLE_BYTES = 1_000_000
+_WATCH_SECONDS = 0.001
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -215,13 +216,15 @@ async def _await_all(proxies: list[Any]) -> tuple[list[Any], Awaited]:
         nonlocal longest
         while True:
             before = time.perf_counter()
-            await asyncio.sleep(0)
-            longest = max(longest, time.perf_counter() - before)
+            # Without a pause it would itself keep the interpreter from the thread that fetches.
+            await asyncio.sleep(_WATCH_SECONDS)
+            longest = max(longest, time.perf_counter() - before - _WATCH_SECONDS)
 
     watcher = asyncio.ensure_future(watch())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it watches from here on
     started = time.perf_counter()
     arrays = await gather(*proxies)
     seconds = time.perf_counter() - started
+    await asyncio.sleep(2 * _WATCH_SECONDS)  # until it has seen the last stall
     watcher.cancel()
     return arrays, Awaited(seconds, longest)

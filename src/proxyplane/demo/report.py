@@ -127,7 +127,7 @@ def _rows(found: Comparison) -> list[Row]:
         ),
     ]
     if rounds > 1:
-        rows.append(("  fastest to slowest", _span(plain), _span(proxied), "", "dim"))
+        rows.append(("  fastest to slowest", _span(plain), _span(proxied), "rounds in turn", "dim"))
     if plain.sender_copies is not None:
         rows.append(
             (
