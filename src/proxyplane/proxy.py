@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import sys
+import types
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from types import GenericAlias
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     class _Base(Generic[T_co]):
         __slots__ = ()
+        __proxy_target__: Any  # not in `Proxy`: an instance's annotations are its target's
 else:
 
     class _Base:
@@ -61,7 +63,11 @@ class _FromTarget:
             known = _hints(proxy).target_type()
             if known is not None:
                 holders = [vars(base) for base in known.__mro__ if self.name in vars(base)]
-                found = holders[0][self.name] if holders else None
+                if not holders:
+                    raise AttributeError(
+                        f"{known.__name__!r} object has no attribute {self.name!r}"
+                    )
+                found = holders[0][self.name]
                 if not hasattr(type(found), "__get__"):
                     return found
         return getattr(proxy.__proxy_target__, self.name)
@@ -99,9 +105,7 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
 
     # -- the target -----------------------------------------------------------------------------
 
-    if TYPE_CHECKING:
-        __proxy_target__: Any
-    else:
+    if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             if name == "__proxy_target__":
@@ -127,7 +131,7 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
             except AttributeError:
                 if is_resolved(self):
                     raise
-            return _class_unresolved(self, sys._getframe(1).f_globals.get("__name__", ""))
+            return _class_unresolved(self, _asking_package(sys._getframe(1)))
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return aresolve(self).__await__()
@@ -161,23 +165,25 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
                 return known
         return hash(self.__proxy_target__)
 
-    def __eq__(self, other: object) -> Any:
-        return self.__proxy_target__ == other
+    if not TYPE_CHECKING:  # what they give depends on the target
 
-    def __ne__(self, other: object) -> Any:
-        return self.__proxy_target__ != other
+        def __eq__(self, other: object) -> Any:
+            return self.__proxy_target__ == other
 
-    def __lt__(self, other: Any) -> Any:
-        return self.__proxy_target__ < other
+        def __ne__(self, other: object) -> Any:
+            return self.__proxy_target__ != other
 
-    def __le__(self, other: Any) -> Any:
-        return self.__proxy_target__ <= other
+        def __lt__(self, other: Any) -> Any:
+            return self.__proxy_target__ < other
 
-    def __gt__(self, other: Any) -> Any:
-        return self.__proxy_target__ > other
+        def __le__(self, other: Any) -> Any:
+            return self.__proxy_target__ <= other
 
-    def __ge__(self, other: Any) -> Any:
-        return self.__proxy_target__ >= other
+        def __gt__(self, other: Any) -> Any:
+            return self.__proxy_target__ > other
+
+        def __ge__(self, other: Any) -> Any:
+            return self.__proxy_target__ >= other
 
     # -- copies ---------------------------------------------------------------------------------
 
@@ -220,20 +226,31 @@ _classes = ClassCache(Proxy)
 # Who asks for the class of everything that passes by, and means the proxy: an event loop whether
 # it is a future, a pickler whether it is a function. A fetch would stall the one, and the other
 # would send the target along.
-_ASK_ABOUT_THE_PROXY = ("asyncio", "cloudpickle", "dill", "inspect")
+_ASK_ABOUT_THE_PROXY = ("asyncio", "cloudpickle", "dill")
 # And who chooses by it how to show the object, when showing it must not fetch it.
 _SHOW_THE_PROXY = "IPython"
 
 
-def _class_unresolved(proxy: Proxy[Any], asked_by: str) -> type:
-    package = asked_by.partition(".")[0]
+def _class_unresolved(proxy: Proxy[Any], asking: str) -> type:
     hints = _hints(proxy)
-    if package == _SHOW_THE_PROXY:
+    if asking == _SHOW_THE_PROXY:
         return Proxy
-    if package in _ASK_ABOUT_THE_PROXY:
+    if asking in _ASK_ABOUT_THE_PROXY:
         return hints.target_type() or Proxy
     known = hints.import_type()
-    return cast(Any, proxy).__proxy_target__.__class__ if known is None else known
+    return cast(type, proxy.__proxy_target__.__class__) if known is None else known
+
+
+def _asking_package(frame: types.FrameType | None) -> str:
+    """The package on whose behalf somebody asks; ``inspect`` and ``functools`` ask for others."""
+    while frame is not None:
+        package: str = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package == "inspect" and frame.f_code.co_name == "isawaitable":
+            return "asyncio"
+        if package not in ("inspect", "functools"):
+            return package
+        frame = frame.f_back
+    return ""
 
 
 def make_proxy(
