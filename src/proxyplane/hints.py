@@ -30,6 +30,8 @@ _NOT_NAMED = (
     types.ModuleType,
 )
 
+_METHODS = (types.FunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+
 # What frameworks look for on anything that passes by. No unresolved target is worth fetching for
 # one of these, and what a proxy of a wrapped function wraps is the target's business.
 _PROBES = frozenset(
@@ -122,14 +124,21 @@ class Hints:
             size, unit = size / 1024, larger
         return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
 
-    def refuse_probe(self, name: str) -> None:
-        """Raises AttributeError if the lookup of `name` can be answered without the target."""
+    def answers(self, name: str) -> bool:
+        """Whether the target has a method `name`; False also where only the target can tell.
+
+        Raises:
+            AttributeError: The target has nothing of that name, or nobody should ask it.
+        """
         if name in _PROBES or name.startswith(_PROBE_PREFIXES):
             raise AttributeError(f"unresolved proxy has no attribute {name!r}")
-        if name.startswith("__") and name.endswith("__"):
-            known = self.target_type()
-            if known is not None and not any(name in base.__dict__ for base in known.__mro__):
-                raise AttributeError(f"{known.__name__!r} object has no attribute {name!r}")
+        known = self.target_type()
+        if known is None or not (name.startswith("__") and name.endswith("__")):
+            return False
+        for base in known.__mro__:
+            if name in base.__dict__:
+                return isinstance(base.__dict__[name], _METHODS)
+        raise AttributeError(f"{known.__name__!r} object has no attribute {name!r}")
 
 
 NO_HINTS: Final = Hints()

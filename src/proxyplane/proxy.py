@@ -110,8 +110,8 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
         def __getattr__(self, name: str) -> Any:
             if name == "__proxy_target__":
                 return _touch(self)  # the slot is unset: this is the moment to resolve
-            if name[:1] == "_" and not is_resolved(self):
-                _hints(self).refuse_probe(name)
+            if name[:1] == "_" and not is_resolved(self) and _hints(self).answers(name):
+                return partial(_call_method, self, name)
             return getattr(self.__proxy_target__, name)
 
         def __init_subclass__(cls, *, made_for_target: bool = False) -> None:
@@ -227,8 +227,9 @@ _classes = ClassCache(Proxy)
 # it is a future, a pickler whether it is a function. A fetch would stall the one, and the other
 # would send the target along.
 _ASK_ABOUT_THE_PROXY = ("asyncio", "cloudpickle", "dill")
-# And who chooses by it how to show the object, when showing it must not fetch it.
+# Who chooses by it how to show the object, when showing it must not fetch it.
 _SHOW_THE_PROXY = "IPython"
+_ASK_FOR_OTHERS = ("abc", "functools", "inspect", "typing")
 
 
 def _class_unresolved(proxy: Proxy[Any], asking: str) -> type:
@@ -242,15 +243,19 @@ def _class_unresolved(proxy: Proxy[Any], asking: str) -> type:
 
 
 def _asking_package(frame: types.FrameType | None) -> str:
-    """The package on whose behalf somebody asks; ``inspect`` and ``functools`` ask for others."""
+    """The package on whose behalf somebody asks."""
     while frame is not None:
         package: str = frame.f_globals.get("__name__", "").partition(".")[0]
         if package == "inspect" and frame.f_code.co_name == "isawaitable":
             return "asyncio"
-        if package not in ("inspect", "functools"):
+        if package not in _ASK_FOR_OTHERS:
             return package
         frame = frame.f_back
     return ""
+
+
+def _call_method(proxy: Proxy[Any], name: str, *args: Any, **kwargs: Any) -> Any:
+    return getattr(proxy.__proxy_target__, name)(*args, **kwargs)
 
 
 def make_proxy(
