@@ -31,12 +31,12 @@ LAYERS = [
     ["_codecs", "_cost", "_frames", "serialization"],
     ["connectors.*"],
     ["_runtime.*"],
-    ["_forward", "_operations", "_stores", "factory", "hints", "proxy"],
+    ["_forward", "_gather", "_operations", "_stores", "factory", "hints", "proxy"],
     ["_store_core", "store"],
     ["registry"],
     ["sync"],
     ["__init__"],
-    ["_server", "__main__", "cli", "demo.*", "mypy_plugin", "testing.*"],
+    ["_mypy_calls", "_server", "__main__", "cli", "demo.*", "mypy_plugin", "testing.*"],
 ]
 # A connector sees the contract, the helpers of the runtime that know nothing of proxies, the
 # private modules beside it, its own package and its driver.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxyplane import exceptions as exceptions
 from proxyplane import sync as sync
+from proxyplane._gather import gather as gather
 from proxyplane.abc import Connector as Connector
 from proxyplane.abc import DeferrableConnector as DeferrableConnector
 from proxyplane.abc import Factory as Factory
@@ -26,7 +27,6 @@ from proxyplane.proxy import aextract as aextract
 from proxyplane.proxy import aresolve as aresolve
 from proxyplane.proxy import evict as evict
 from proxyplane.proxy import extract as extract
-from proxyplane.proxy import gather as gather
 from proxyplane.proxy import get_factory as get_factory
 from proxyplane.proxy import get_key as get_key
 from proxyplane.proxy import is_resolved as is_resolved

@@ -8,11 +8,10 @@ for nothing but the indirection.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import sys
 import types
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -27,6 +26,8 @@ from proxyplane.hints import NO_HINTS, Hints
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+MYPY = False  # mypy takes it for true
 
 if TYPE_CHECKING:
     from typing import Generic
@@ -165,7 +166,14 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
                 return known
         return hash(self.__proxy_target__)
 
-    if not TYPE_CHECKING:  # what they give depends on the target
+    # What a comparison gives depends on the target: an array gives an array. Mypy learns it from
+    # the plugin; to other checkers it is some object.
+    if TYPE_CHECKING and not MYPY:
+
+        def __eq__(self, other: object) -> object: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+        def __ne__(self, other: object) -> object: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    if not TYPE_CHECKING:
 
         def __eq__(self, other: object) -> Any:
             return self.__proxy_target__ == other
@@ -191,7 +199,7 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
         factory: Any = get_factory(self)
         if getattr(type(factory), "__reduce__", None) is StoreFactory.__reduce__:
             # One flat call: less than half the size of nested objects.
-            return rebuild_proxy, (*factory.flat(), *_hints(self).flat())
+            return rebuild, (*factory.flat(), *_hints(self).flat())
         return make_proxy, (factory, _hints(self))
 
     def __copy__(self) -> Proxy[T_co]:
@@ -271,7 +279,7 @@ def make_proxy(
     return cast("Proxy[T]", proxy)
 
 
-def rebuild_proxy(
+def rebuild(
     reference: str,
     key: bytes | str,
     flags: int,
@@ -338,6 +346,7 @@ async def aresolve(proxy: Proxy[T]) -> T:
     if is_resolved(proxy):
         return cast(T, _get_target(proxy))
     source = _source(proxy)
+    source.refuse_cycle()
     target = source.cached()
     if target is not MISSING:
         proxy.__proxy_deliver__(target)
@@ -446,32 +455,7 @@ def _require_proxy(value: object) -> None:
         raise TypeError(f"expected a Proxy, got {type(value).__name__}")
 
 
-# -- many, maybe, locked ------------------------------------------------------------------------
-
-
-async def gather(*values: Proxy[Any] | Awaitable[Any] | Any) -> list[Any]:
-    """Resolves many proxies at once and returns their targets in order.
-
-    What is neither a proxy nor awaitable is returned as it is. The first failure cancels the
-    others, waits for their end and is raised.
-
-    `asyncio.gather` will not do: it hashes its arguments, and refuses a proxy of an unhashable
-    target.
-    """
-    tasks = [asyncio.ensure_future(_settle(value)) for value in values]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
-async def _settle(value: Any) -> Any:
-    if issubclass(type(value), Proxy):
-        return await aresolve(value)
-    return await value if isinstance(value, Awaitable) else value
+# -- locked, maybe ------------------------------------------------------------------------------
 
 
 class ProxyLocker(_Base[T_co]):

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxyplane._gather import gather
 from proxyplane.demo.data import Dataset, Item
 from proxyplane.demo.pool import Pool
 from proxyplane.demo.work import Answer, analyse, same
-from proxyplane.proxy import gather, get_key
+from proxyplane.proxy import get_key
 from proxyplane.sync import Store
 
 # Smaller objects drown in what Python takes for the message around them.
