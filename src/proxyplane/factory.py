@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar, cast
 
 from proxyplane import _stores
@@ -11,7 +12,7 @@ from proxyplane._runtime.blocking import about_to_block
 from proxyplane.abc import Factory
 from proxyplane.cache import MISSING
 from proxyplane.config import OnBlocking, StoreConfig, redact
-from proxyplane.exceptions import ProxyResolveMissingKeyError
+from proxyplane.exceptions import ProxyResolveCycleError, ProxyResolveMissingKeyError
 
 __all__ = ["Factory", "RedisFactory", "StoreFactory"]
 
@@ -29,10 +30,12 @@ class CallableSource(Generic[T]):
     """
 
     works_here = True
+    claims = False
     on_blocking: OnBlocking | None = None
 
     def __init__(self, factory: Callable[[], T]) -> None:
         self._factory = factory
+        self._fetching = False
         hook = getattr(type(factory), "acall", None)
         self.works_anywhere = hook is None or hook is Factory.acall
 
@@ -50,13 +53,30 @@ class CallableSource(Generic[T]):
         return self._factory()
 
     async def fetch(self) -> Any:
-        return await self._factory.acall()  # type: ignore[attr-defined]
+        _inside.set((*_inside.get(), self))  # seen by what this task does, and by nobody else
+        self._fetching = True
+        try:
+            return await cast(Factory[T], self._factory).acall()
+        finally:
+            self._fetching = False
+
+    def refuse_cycle(self) -> None:
+        """Raises if this very factory is what awaits its own proxy, which would never end."""
+        if any(one._fetching and one._factory is self._factory for one in _inside.get()):
+            raise ProxyResolveCycleError(
+                f"resolving {self} needs its own result",
+                hint="its `acall` awaits a proxy of that same object",
+            )
 
     def decode(self, fetched: Any) -> Any:
         return fetched
 
     def decoding_stalls(self, fetched: Any) -> bool:
         return False
+
+
+# The sources in whose fetch the running task is.
+_inside: ContextVar[tuple[CallableSource[Any], ...]] = ContextVar("_inside", default=())
 
 
 class StoreFactory(Factory[T]):
@@ -117,7 +137,7 @@ class StoreFactory(Factory[T]):
         self.prepare()
         cached = self.cached()
         if cached is not MISSING:
-            return cached  # type: ignore[no-any-return]
+            return cast(T, cached)
         about_to_block(lambda: f"getting {self}", self.on_blocking)
         return self.work()
 
@@ -128,7 +148,7 @@ class StoreFactory(Factory[T]):
             ProxyResolveMissingKeyError: The store does not hold the key.
         """
         cached = self.cached()
-        return await self._operation().perform() if cached is MISSING else cached
+        return cast(T, await self._operation().perform() if cached is MISSING else cached)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StoreFactory):
@@ -173,6 +193,9 @@ class StoreFactory(Factory[T]):
 
     # -- as the source of a flight; see `proxyplane._runtime.flights.Source` --------------------
 
+    def refuse_cycle(self) -> None:
+        """Reading needs no proxy."""
+
     def prepare(self) -> None:
         """Opens the store; for those who may block."""
         _ = self.store
@@ -189,6 +212,11 @@ class StoreFactory(Factory[T]):
         store = self._store_at_hand()
         return store is not None and store.has_shortcut
 
+    @property
+    def claims(self) -> bool:
+        """Whether what was fetched is gone for everybody else."""
+        return self.evict
+
     def cached(self) -> Any:
         """The object from the store's cache, or MISSING. One that evicts is never cached."""
         store = None if self.evict else self._store_at_hand()
@@ -196,7 +224,7 @@ class StoreFactory(Factory[T]):
 
     def work(self) -> T:
         """Reads and decodes; blocks this thread."""
-        return self._operation().work()
+        return cast(T, self._operation().work())
 
     async def fetch(self) -> Any:
         """Reads on the running loop; what it returns is for `decode`."""
