@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from proxyplane import _stores
 from proxyplane._runtime.blocking import about_to_block
+from proxyplane._runtime.workers import run_in_worker
 from proxyplane.abc import Factory
 from proxyplane.cache import MISSING
 from proxyplane.config import OnBlocking, StoreConfig, redact
@@ -147,6 +148,7 @@ class StoreFactory(Factory[T]):
         Raises:
             ProxyResolveMissingKeyError: The store does not hold the key.
         """
+        await self._aprepare()
         cached = self.cached()
         return cast(T, await self._operation().perform() if cached is MISSING else cached)
 
@@ -200,6 +202,10 @@ class StoreFactory(Factory[T]):
         """Opens the store; for those who may block."""
         _ = self.store
 
+    async def _aprepare(self) -> None:
+        if self._store_at_hand() is None:
+            await run_in_worker(self.prepare)
+
     @property
     def on_blocking(self) -> OnBlocking | None:
         """The store's policy for touches on a thread with a running loop."""
@@ -228,6 +234,7 @@ class StoreFactory(Factory[T]):
 
     async def fetch(self) -> Any:
         """Reads on the running loop; what it returns is for `decode`."""
+        await self._aprepare()
         operation = self._operation()
         return operation, await operation.io(None)
 

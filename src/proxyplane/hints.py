@@ -30,6 +30,14 @@ _NOT_NAMED = (
     types.ModuleType,
 )
 
+# Who asks for the class of everything that passes by, and means the proxy: an event loop whether
+# it is a future, a pickler whether it is a function. A fetch would stall the one, and the other
+# would send the target along.
+_ASK_ABOUT_THE_PROXY = ("asyncio", "cloudpickle", "dill")
+# Who chooses by it how to show the object, when showing it must not fetch it.
+_SHOW_THE_PROXY = ("IPython",)
+_ASK_FOR_OTHERS = ("abc", "functools", "inspect", "typing")
+
 _METHODS = (types.FunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 # What frameworks look for on anything that passes by. No unresolved target is worth fetching for
@@ -97,9 +105,23 @@ class Hints:
             self._type = _find_type(self.type_name)
         return self._type
 
-    def import_type(self) -> type | None:
-        """The target's type, which it imports if need be; None if it is not known or not here."""
+    def type_for(self, asking: types.FrameType, own: type) -> type | None:
+        """The type that code is told which asks for the class of an unresolved proxy.
+
+        Args:
+            asking: The code that asks.
+            own: The class that a proxy has when nobody knows better.
+
+        Returns:
+            None if only the target can tell.
+        """
+        package = _asking_package(asking)
+        if package in _SHOW_THE_PROXY:
+            return own
+        if package in _ASK_ABOUT_THE_PROXY:
+            return self.target_type() or own
         if self.target_type() is None and self.type_name is not None:
+            # To import is less than to fetch, which would import too.
             # Whatever is wrong with that module, the hint is worth nothing then.
             with contextlib.suppress(Exception):
                 importlib.import_module(self.type_name.partition(":")[0])
@@ -142,6 +164,19 @@ class Hints:
 
 
 NO_HINTS: Final = Hints()
+
+
+def _asking_package(frame: types.FrameType | None) -> str:
+    """The package on whose behalf somebody asks."""
+    while frame is not None:
+        package: str = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package == "inspect" and frame.f_code.co_name == "isawaitable":
+            return "asyncio"
+        if package not in _ASK_FOR_OTHERS:
+            return package
+        frame = frame.f_back
+    return ""
+
 
 _type_names: weakref.WeakKeyDictionary[type, str | None] = weakref.WeakKeyDictionary()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import types
 from collections.abc import Callable, Generator
 from functools import partial
 from types import GenericAlias
@@ -109,10 +108,11 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name == "__proxy_target__":
-                return _touch(self)  # the slot is unset: this is the moment to resolve
-            if name[:1] == "_" and not is_resolved(self) and _hints(self).answers(name):
-                return partial(_call_method, self, name)
+            if name[:1] == "_":
+                if name == "__proxy_target__":
+                    return _touch(self)  # the slot is unset: this is the moment to resolve
+                if not is_resolved(self) and _hints(self).answers(name):
+                    return partial(_call_method, self, name)
             return getattr(self.__proxy_target__, name)
 
         def __init_subclass__(cls, *, made_for_target: bool = False) -> None:
@@ -132,7 +132,8 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
             except AttributeError:
                 if is_resolved(self):
                     raise
-            return _class_unresolved(self, _asking_package(sys._getframe(1)))
+            known = _hints(self).type_for(sys._getframe(1), Proxy)
+            return self.__proxy_target__.__class__ if known is None else known
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return aresolve(self).__await__()
@@ -200,7 +201,8 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
         if getattr(type(factory), "__reduce__", None) is StoreFactory.__reduce__:
             # One flat call: less than half the size of nested objects.
             return rebuild, (*factory.flat(), *_hints(self).flat())
-        return make_proxy, (factory, _hints(self))
+        hints = _hints(self)
+        return make_proxy, (factory,) if hints is NO_HINTS else (factory, hints)
 
     def __copy__(self) -> Proxy[T_co]:
         return make_proxy(get_factory(self), _hints(self))
@@ -229,37 +231,6 @@ _set_hints = Proxy.__dict__["__proxy_hints__"].__set__
 _set_class = object.__dict__["__class__"].__set__
 
 _classes = ClassCache(Proxy)
-
-
-# Who asks for the class of everything that passes by, and means the proxy: an event loop whether
-# it is a future, a pickler whether it is a function. A fetch would stall the one, and the other
-# would send the target along.
-_ASK_ABOUT_THE_PROXY = ("asyncio", "cloudpickle", "dill")
-# Who chooses by it how to show the object, when showing it must not fetch it.
-_SHOW_THE_PROXY = "IPython"
-_ASK_FOR_OTHERS = ("abc", "functools", "inspect", "typing")
-
-
-def _class_unresolved(proxy: Proxy[Any], asking: str) -> type:
-    hints = _hints(proxy)
-    if asking == _SHOW_THE_PROXY:
-        return Proxy
-    if asking in _ASK_ABOUT_THE_PROXY:
-        return hints.target_type() or Proxy
-    known = hints.import_type()
-    return cast(type, proxy.__proxy_target__.__class__) if known is None else known
-
-
-def _asking_package(frame: types.FrameType | None) -> str:
-    """The package on whose behalf somebody asks."""
-    while frame is not None:
-        package: str = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package == "inspect" and frame.f_code.co_name == "isawaitable":
-            return "asyncio"
-        if package not in _ASK_FOR_OTHERS:
-            return package
-        frame = frame.f_back
-    return ""
 
 
 def _call_method(proxy: Proxy[Any], name: str, *args: Any, **kwargs: Any) -> Any:
