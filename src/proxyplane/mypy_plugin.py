@@ -19,7 +19,7 @@ from typing import cast
 
 from mypy.checker import TypeChecker
 from mypy.checkmember import analyze_member_access
-from mypy.nodes import ARG_POS, Argument, Context, IndexExpr, MemberExpr, TypeInfo, Var
+from mypy.nodes import ARG_POS, Argument, Context, Expression, IndexExpr, MemberExpr, TypeInfo, Var
 from mypy.operators import inplace_operator_methods
 from mypy.plugin import (
     AttributeContext,
@@ -33,12 +33,14 @@ from mypy.plugins.common import add_attribute_to_class, add_method_to_class
 from mypy.types import (
     CallableType,
     FunctionLike,
+    Instance,
     NoneType,
     Overloaded,
     TupleType,
     Type,
     TypedDictType,
     TypeType,
+    UnionType,
     get_proper_type,
 )
 
@@ -182,7 +184,22 @@ def _look_up(
             # cannot answer without one, so here is what fits least.
             return chk.named_type("builtins.object")
         chk.msg.add_errors(errors.filtered_errors())
+    if chk.options.fine_grained_incremental:
+        _depend_on_both(chk, target, context)
     return found
+
+
+def _depend_on_both(chk: TypeChecker, target: Type, context: Context) -> None:
+    """Lets the daemon look at a use of a proxy again when the member of the target changes.
+
+    The daemon takes from the type of each expression which members its uses depend on, and no
+    plugin is asked. So the type that it will find is a union of the two.
+    """
+    parts = [getattr(context, name, None) for name in ("base", "callee", "expr", "left", "right")]
+    for part in (context, *parts, *getattr(context, "operands", ())):
+        known = chk.lookup_type_or_none(part) if isinstance(part, Expression) else None
+        if isinstance(known, Instance) and target_of(known) is not None:
+            chk.store_type(part, UnionType([known, target]))
 
 
 def _result(fullname: str, ctx: MethodContext) -> Type:
@@ -192,6 +209,8 @@ def _result(fullname: str, ctx: MethodContext) -> Type:
     if target is None:
         return ctx.default_return_type
     target = get_proper_type(target)
+    if chk.options.fine_grained_incremental:
+        _depend_on_both(chk, target, ctx.context)  # again: mypy has looked at the operands since
     by_item = isinstance(target, TupleType | TypedDictType) and fullname.endswith(".__getitem__")
     if by_item and isinstance(ctx.context, IndexExpr):
         return chk.expr_checker.visit_index_with_type(target, ctx.context)
