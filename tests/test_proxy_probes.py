@@ -95,7 +95,7 @@ PROBES: dict[str, Callable[[Any], Any]] = {
     "isinstance of ABCs": lambda p: [
         isinstance(p, kind)
         for kind in vars(collections.abc).values()
-        if isinstance(kind, abc.ABCMeta)
+        if isinstance(kind, abc.ABCMeta) and kind.__name__ != "ByteString"  # deprecated
     ],
     "isinstance of typing": lambda p: isinstance(p, typing.Sequence | typing.Mapping),
     "class": lambda p: p.__class__,

@@ -281,6 +281,7 @@ REFUSED = {
 # the number that ``float`` finds in it.
 OTHERWISE = {
     "str": {"isfinite"},
+    "exception": {"hash"},  # by identity
     "slice": {"rows"},
     "IntEnum": {"rows"},
     "module": {"callable"},
@@ -290,6 +291,11 @@ OTHERWISE = {
     "set": {"array", "asarray", "fill", "stack"},
     "frozenset": {"array", "asarray", "fill", "stack"},
 }
+if sys.version_info >= (3, 12):
+    # NumPy takes a proxied ``bytes`` for the buffer that it is there.
+    OTHERWISE["bytes"] = {name for name in CALLS if "ndarray" in name} | set(
+        "array asarray mean sum sin isnan shape ndim concatenate stack add reduce dot fill where".split()
+    )
 # As long as nobody knows the type, the class of the proxy has every special method.
 OTHERWISE_UNKNOWN = {"callable", "match_it", "asdict", "is_dataclass", "replace", "zeros"}
 
@@ -361,7 +367,8 @@ ABCS = [
     abc
     for module in (collections.abc, numbers)
     for abc in vars(module).values()
-    if isinstance(abc, type(collections.abc.Sized)) and abc.__name__ != "Awaitable"
+    if isinstance(abc, type(collections.abc.Sized))
+    and abc.__name__ not in ("Awaitable", "ByteString")  # the latter is deprecated
 ]
 HASHED_LATE = {"class", "generic alias", "function", "builtin", "module"}
 

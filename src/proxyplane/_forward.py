@@ -8,6 +8,7 @@ subclass of the proxy class, made once and kept, with just that type's special m
 
 from __future__ import annotations
 
+import abc
 import collections.abc
 import math
 import numbers
@@ -20,8 +21,14 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, cast
 
-# Set by inspecting the type: bits of ``type.__flags__`` that ``match`` looks at.
+# Bits of ``type.__flags__`` by which ``match`` tells sequences and mappings.
 _SEQUENCE_FLAG, _MAPPING_FLAG = 1 << 5, 1 << 6
+
+
+class _MatchesAsSequence(abc.ABC):  # noqa: B024
+    """Sets the flag, on whatever is registered here: arrays have it and are no `Sequence`."""
+
+    __abc_tpflags__ = _SEQUENCE_FLAG
 
 
 def _operator_forwards() -> Iterator[tuple[str, Callable[..., Any], tuple[str, ...]]]:
@@ -222,10 +229,11 @@ _SHORT_OF_METHODS: dict[type, list[str]] = {
 }
 
 _ABCS: list[Any] = [
-    abc
+    kind
     for module in (collections.abc, numbers)
-    for abc in vars(module).values()
-    if isinstance(abc, type(collections.abc.Sized)) and abc.__name__ != "Awaitable"
+    for kind in vars(module).values()
+    # ``isinstance`` of a ByteString warns that it is deprecated.
+    if isinstance(kind, abc.ABCMeta) and kind.__name__ not in ("Awaitable", "ByteString")
 ]
 
 
@@ -271,16 +279,18 @@ def _has(target_type: type, name: str) -> bool:
 def register_abcs(proxy_class: type, target_type: type) -> None:
     """Makes `proxy_class` a virtual subclass of every ABC that `target_type` belongs to."""
     flags = target_type.__flags__
-    for abc in _ABCS:
-        if not issubclass(target_type, abc) or issubclass(proxy_class, abc):
+    for kind in _ABCS:
+        if not issubclass(target_type, kind) or issubclass(proxy_class, kind):
             continue
         # Registering passes on the flags by which ``match`` tells sequences and mappings, which
         # str and bytes are not although they are registered as sequences.
-        if issubclass(abc, collections.abc.Sequence) and not flags & _SEQUENCE_FLAG:
+        if issubclass(kind, collections.abc.Sequence) and not flags & _SEQUENCE_FLAG:
             continue
-        if issubclass(abc, collections.abc.Mapping) and not flags & _MAPPING_FLAG:
+        if issubclass(kind, collections.abc.Mapping) and not flags & _MAPPING_FLAG:
             continue
-        abc.register(proxy_class)
+        kind.register(proxy_class)
+    if flags & _SEQUENCE_FLAG:
+        _MatchesAsSequence.register(proxy_class)
 
 
 class ClassCache:
