@@ -293,9 +293,8 @@ OTHERWISE = {
 }
 if sys.version_info >= (3, 12):
     # NumPy takes a proxied ``bytes`` for the buffer that it is there.
-    OTHERWISE["bytes"] = {name for name in CALLS if "ndarray" in name} | set(
-        "array asarray mean sum sin isnan shape ndim concatenate stack add reduce dot fill where".split()
-    )
+    made = "array asarray mean sum sin isnan shape ndim concatenate stack fill add reduce dot where"
+    OTHERWISE["bytes"] = {name for name in CALLS if "ndarray" in name} | set(made.split())
 # As long as nobody knows the type, the class of the proxy has every special method.
 OTHERWISE_UNKNOWN = {"callable", "match_it", "asdict", "is_dataclass", "replace", "zeros"}
 
