@@ -1,0 +1,216 @@
+"""A task runner: asyncio over a pool of processes, where only proxies go through the pool's pipe.
+
+Shows tasks that take proxies and give proxies. A worker puts its result into the store and sends
+back where it is; the runner passes that on to the next task, and the arrays never visit it. The
+tasks themselves know nothing of all this: they take arrays and return them.
+
+They look for edges in photographs, at many scales: each photograph is blurred, and edges are
+where two blurs of it differ.
+
+    python examples/task_runner.py
+    python examples/task_runner.py --scales 24 --workers 4 --store redis://localhost:6379/0
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import time
+import uuid
+from asyncio import Task
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from sklearn.datasets import load_sample_images
+
+from proxyplane import (
+    FileConnector,
+    Proxy,
+    Store,
+    StoreConfig,
+    get_key,
+    set_default_store,
+    to_proxy,
+)
+
+Image = NDArray[np.float64]
+R = TypeVar("R")
+
+# -- the tasks: plain functions of arrays -------------------------------------------------------
+
+
+def blur(image: Image, sigma: float) -> Image:
+    """The image as an eye sees it that makes out nothing smaller than `sigma` pixels."""
+    blurred: Image = gaussian_filter(image, (sigma, sigma, 0))
+    return blurred
+
+
+def edges(fine: Image, coarse: Image) -> Image:
+    """What one blur of an image still shows and a stronger one does not, in shades of grey."""
+    difference: Image = np.abs(fine - coarse).mean(axis=2)
+    return difference
+
+
+def strength(image: Image) -> float:
+    """How much edge there is in the whole image."""
+    return float(image.mean())
+
+
+# -- the runner ---------------------------------------------------------------------------------
+
+
+class Runner:
+    """Runs functions in a pool of processes; results stay in the store until it ends.
+
+    Args:
+        pool: Where to run them; see `start_pool`.
+        in_flight: How many may be in the pool at once.
+
+    Attributes:
+        tasks: Tasks done.
+        piped: Bytes that went through the pool's pipe, there and back.
+        stored: Bytes of the arrays that the tasks took from the store and put into it.
+    """
+
+    def __init__(self, pool: ProcessPoolExecutor, in_flight: int) -> None:
+        self._pool = pool
+        self._slots = asyncio.Semaphore(in_flight)
+        self.keys: list[str] = []
+        self.tasks = self.piped = self.stored = 0
+
+    async def proxy(self, function: Callable[..., R], *args: Any) -> Proxy[R]:
+        """Calls a function in a worker, which keeps the result in the store."""
+        # Named here, and so removed at the end even if the answer gets lost.
+        self.keys.append(key := uuid.uuid4().hex)
+        proxy: Proxy[R] = await self._run(function, args, key)
+        return proxy
+
+    async def value(self, function: Callable[..., R], *args: Any) -> R:
+        """Calls a function in a worker and returns what it returns."""
+        value: R = await self._run(function, args, None)
+        return value
+
+    async def _run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], key: str | None
+    ) -> Any:
+        task = pickle.dumps((function, args, key))
+        async with self._slots:
+            loop = asyncio.get_running_loop()
+            doing = loop.run_in_executor(self._pool, work, task)
+            # Nothing stops a task in a worker. The pool drops those in its queue when it ends.
+            answer = await asyncio.shield(doing)
+        result, nbytes = pickle.loads(answer)
+        self.tasks += 1
+        self.piped += len(task) + len(answer)
+        self.stored += nbytes
+        return result
+
+
+def work(task: bytes) -> bytes:
+    """Does one task, in a worker process."""
+    function, args, key = pickle.loads(task)
+    result = function(*args)
+    if key is not None:
+        result = to_proxy(result, key=key)
+    # Proxies of arrays are arrays here too, and the function has resolved them.
+    nbytes = sum(array.nbytes for array in (*args, result) if isinstance(array, np.ndarray))
+    return pickle.dumps((result, nbytes))
+
+
+def use_store(config: StoreConfig) -> None:
+    """Makes `to_proxy` put into the runner's store, in a worker process."""
+    set_default_store(Store.from_config(config, register=True))
+
+
+def start_pool(workers: int, config: StoreConfig) -> ProcessPoolExecutor:
+    """Starts worker processes that leave Ctrl-C to this one."""
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, initializer=use_store, initargs=(config,))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit that
+    try:
+        for _ in range(workers):
+            pool.submit(os.getpid)  # starts one more process while none is idle
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return pool
+
+
+@asynccontextmanager
+async def start_runner(store: Store, workers: int) -> AsyncIterator[Runner]:
+    """A runner with a pool of its own; afterwards its processes and its results are gone."""
+    pool = start_pool(workers, store.config())
+    runner = Runner(pool, in_flight=4 * workers)
+    try:
+        yield runner
+    finally:
+        await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+        await store.evict_batch(runner.keys)
+
+
+# -- the work -----------------------------------------------------------------------------------
+
+
+async def find_edges(runner: Runner, photograph: Proxy[Image], scales: list[float]) -> list[float]:
+    """How much edge a photograph has between each scale and the next."""
+    async with asyncio.TaskGroup() as group:
+        blurs = [group.create_task(runner.proxy(blur, photograph, sigma)) for sigma in scales]
+
+        async def measure(fine: Task[Proxy[Image]], coarse: Task[Proxy[Image]]) -> float:
+            difference = await runner.proxy(edges, await fine, await coarse)
+            return await runner.value(strength, difference)
+
+        found = [group.create_task(measure(fine, coarse)) for fine, coarse in pairwise(blurs)]
+    return [task.result() for task in found]
+
+
+async def run(store_url: str | None, scales: list[float], workers: int) -> None:
+    """Finds the edges of all photographs and prints them, and what it took."""
+    samples = load_sample_images()
+    names = [os.path.basename(name) for name in samples.filenames]
+    started = time.perf_counter()
+    async with Store("task-runner", store_url or FileConnector()) as store:
+        photographs = await store.proxy_batch([image / 255 for image in samples.images])
+        try:
+            async with start_runner(store, workers) as runner, asyncio.TaskGroup() as group:
+                finding = [group.create_task(find_edges(runner, p, scales)) for p in photographs]
+        finally:
+            await store.evict_batch([get_key(p) for p in photographs])
+    seconds = time.perf_counter() - started
+
+    print("blur (pixels)", *(f"{name:>12}" for name in names))
+    answers = [task.result() for task in finding]
+    for (fine, coarse), *found in zip(pairwise(scales), *answers, strict=True):
+        print(f"{fine:5.2f} - {coarse:5.2f}", *(f"{value:12.5f}" for value in found))
+    print()
+    print(f"{'tasks':>13} {'through the pipe':>18} {'through the store':>18} {'time':>10}")
+    piped, stored = f"{runner.piped / 1e3:.1f} kB", f"{runner.stored / 1e6:.1f} MB"
+    print(f"{runner.tasks:13} {piped:>18} {stored:>18} {seconds:8.2f} s")
+
+
+def main() -> None:
+    """Reads the command line and runs the tasks."""
+    parser = argparse.ArgumentParser(description="Edges in photographs, by a pool of processes.")
+    parser.add_argument("--scales", type=int, default=12, help="how many blurs (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="(%(default)s)")
+    parser.add_argument("--store", metavar="URL", help="a connector's URL; files by default")
+    options = parser.parse_args()
+    scales = [0.5 * 2 ** (i / 3) for i in range(options.scales)]
+    try:
+        asyncio.run(run(options.store, scales, options.workers))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the workers have ended and the store is clean")
+
+
+if __name__ == "__main__":
+    main()
