@@ -5,30 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import warnings
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from redis import exceptions as redis_errors
-
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.per_loop import PerLoop
-from proxyplane._runtime.workers import run_in_worker
-from proxyplane.abc import Buffer, Connector, Frames
+from proxyplane.abc import Buffer, DeferrableConnector, Frames
 from proxyplane.connectors._keys import KeyMaker
+from proxyplane.connectors.redis.later import (
+    WAS_EVICTED,
+    comes_later,
+    for_later,
+    record_name,
+    set_registered,
+)
 from proxyplane.connectors.redis.transfer import (
-    FIRST,
     LARGEST,
     Body,
+    groups,
     pipeline,
+    read_limit,
+    read_many,
     read_whole,
+    remove_made,
     write_together,
 )
 from proxyplane.connectors.redis.url import DEFAULT_URL, SCHEMES, parse_url
-from proxyplane.connectors.redis.wire import Pool, make_tls_context
+from proxyplane.connectors.redis.waiting import Waiters, lost_error
+from proxyplane.connectors.redis.wire import Pool, load_tls_context
 from proxyplane.exceptions import (
-    ConfigError,
     ConnectorClosedError,
     ConnectorLostError,
     ConnectorUnavailableError,
@@ -39,11 +45,6 @@ from proxyplane.exceptions import (
 
 T = TypeVar("T")
 
-# One transaction of `put_batch`: the server drops a client that holds more than 1 GB in one
-# (client-query-buffer-limit), and one object may have half of that.
-_TOGETHER_BYTES = 64 << 20
-_TOGETHER_COUNT = 1000
-_READS_AHEAD = 32  # of up to 256 KiB each
 _SMALL_AHEAD = 512  # replies that are a number
 _CLEAN_UP_SECONDS = 5.0
 
@@ -53,20 +54,25 @@ class _Client:
     """What the connector keeps for one event loop."""
 
     pool: Pool
+    waiters: Waiters
     limit: int | None = None
     """The server's maxmemory in bytes, 0 for none or unknown; None until asked for."""
 
 
-class RedisConnector(Connector):
+class RedisConnector(DeferrableConnector):
     """Keeps objects in a Redis or Valkey server (4.0 or newer), each under one key.
 
     The server's user needs the commands GETRANGE, STRLEN, SET, EXISTS, UNLINK, WATCH, MULTI, EXEC
     and DISCARD on ``<namespace>:*``, SCAN for ``aclose(clear=True)``, and INFO if the connector is
-    to know the server's memory limit.
+    to know the server's memory limit. For futures it also needs RENAMENX, PUBLISH, SUBSCRIBE and
+    UNSUBSCRIBE, the keys ``{<namespace>:*`` (their records), and the channels ``<namespace>:*``.
+
+    Waiting takes one more connection per event loop, however many wait.
 
     Lost connections: reading is tried a second time on a new one, and so is storing under a key
     that the connector made itself, which cannot be taken by anyone else. Evicting, and storing
-    under a key of yours, may have happened already: they raise `ConnectorLostError`.
+    under a key of yours, may have happened already: they raise `ConnectorLostError`. Whoever waits
+    for an object goes on waiting while the server is down.
 
     Args:
         url: ``redis://[user@]host[:port][/db]``, ``rediss://`` for TLS, or ``unix:///path``, with
@@ -166,10 +172,7 @@ class RedisConnector(Connector):
             self._check_size(body.size, LARGEST, "the most that Redis holds under one key")
             if key is not None:
                 if not await self._set(self._name(key), body):
-                    raise KeyExistsError(
-                        f"key {key!r} is taken at {self._options.where}",
-                        hint="keys are write-once: evict it first, or choose another",
-                    )
+                    raise self._taken(key)
                 self._user_keys.add(key)
                 return key
             key = self._new_key()
@@ -207,13 +210,12 @@ class RedisConnector(Connector):
     async def evict(self, key: str) -> bool:
         """Removes an object and returns whether it was there; see `Connector.evict`.
 
+        Whoever waits for the object of a key gets `ObjectLostError`.
+
         Raises:
             ConnectorLostError: The connection broke, and the object may or may not be there.
         """
-        client = await self._client()
-        async with client.pool.wire() as wire:
-            there = bool(await wire.call("UNLINK", self._name(key)))
-        self._user_keys.discard(key)
+        (there,) = await self.evict_batch([key])
         return there
 
     async def put_batch(self, batch: Sequence[Frames]) -> list[str]:
@@ -229,7 +231,7 @@ class RedisConnector(Connector):
             named = [(self._new_key(), body) for body in bodies]
             begun: list[str] = []
             try:
-                for group in _groups(named):
+                for group in groups(named):
                     begun += [key for key, _ in group]
                     await self._put_group([(self._name(key), body) for key, body in group])
             except BaseException:
@@ -270,25 +272,11 @@ class RedisConnector(Connector):
         """
         hints = [None] * len(keys) if sizes is None else list(sizes)
         names = [self._name(key) for key in keys]
-        large = [i for i in range(len(keys)) if (hints[i] or 0) > FIRST]
-        small = sorted({*range(len(keys))} - {*large})
 
         async def read() -> list[Buffer | None]:
-            found: list[Buffer | None] = [None] * len(keys)
-            later = list(large)
             client = await self._client()
             async with client.pool.wire() as wire:
-                commands = [("GETRANGE", names[i], 0, FIRST - 1) for i in small]
-                # A full first window is dropped: there is more, and it is read in one go then.
-                heads = await pipeline(wire, commands, ahead=_READS_AHEAD, convert=_small_body)
-                for i, head in zip(small, heads, strict=True):
-                    if head is _MORE:
-                        later.append(i)
-                    else:
-                        found[i] = head
-                for i in later:
-                    found[i] = await read_whole(wire, names[i], hints[i])
-            return found
+                return await read_many(wire, names, hints)
 
         return await self._twice(read)
 
@@ -298,20 +286,87 @@ class RedisConnector(Connector):
         Raises:
             ConnectorLostError: The connection broke; some may have been evicted.
         """
+        commands: list[tuple[Any, ...]] = []
+        places: list[int] = []
+        for key in keys:
+            name = self._name(key)
+            if comes_later(key):
+                # The record first: without it nobody can set the object any more.
+                commands.append(("UNLINK", record_name(name)))
+                commands.append(("PUBLISH", name, WAS_EVICTED))
+            places.append(len(commands))
+            commands.append(("UNLINK", name))
         client = await self._client()
         async with client.pool.wire() as wire:
-            commands = [("UNLINK", self._name(key)) for key in keys]
-            there = await pipeline(wire, commands, ahead=_SMALL_AHEAD, convert=bool)
+            done = await pipeline(wire, commands, ahead=_SMALL_AHEAD, convert=bool)
         self._user_keys.difference_update(keys)
-        return there
+        return [done[place] for place in places]
+
+    async def new_key(self) -> str:
+        """Registers a key whose object will come later, and returns it."""
+        key = for_later(self._new_key())
+        record = record_name(self._name(key))
+
+        async def register() -> None:
+            client = await self._client()
+            async with client.pool.wire() as wire:
+                await wire.call("SET", record, b"")
+
+        await self._twice(register)
+        return key
+
+    async def set(self, key: str, frames: Frames) -> None:
+        """Stores the object of a key made by `new_key` and wakes everyone who waits for it.
+
+        Raises:
+            KeyExistsError: It was set before; of two at once exactly one succeeds.
+            ObjectLostError: The server does not know the key (any more).
+            ConnectorLostError: The connection broke, and it may or may not be set.
+            ObjectTooLargeError: As for `put`.
+        """
+        with Body(frames) as body:
+            self._check_size(body.size, LARGEST, "the most that Redis holds under one key")
+            name = self._name(key)
+            try:
+                result = await self._set_registered(name, body)
+            except ConnectorLostError as lost:
+                # Once more does no harm; but then, if there is nothing to set any more, nobody
+                # knows whether it was this call that did it.
+                if isinstance(lost.__cause__, TimeoutError):
+                    raise
+                try:
+                    result = await self._set_registered(name, body)
+                except ConnectorUnavailableError as exc:
+                    raise lost from exc
+                if result != "set":
+                    raise
+            if result == "taken":
+                raise self._taken(key)
+            if result == "gone":
+                raise lost_error(key, self._options)
+
+    async def wait(self, key: str, timeout: float | None = None) -> None:
+        """Returns when `key` holds an object; see `DeferrableConnector.wait`.
+
+        While the server is down it goes on trying to reach it. When it was restarted, the object
+        is found if the server has kept it.
+
+        Raises:
+            TimeoutError: The object did not come in time; its cause is why the server could not
+                be reached, if it could not.
+            ObjectLostError: The server does not know the key (any more).
+            ConnectorUnavailableError: The server refuses, for example the login.
+        """
+        client = await self._client()
+        await client.waiters.wait(self._name(key), timeout)
 
     async def aclose(self, *, clear: bool = False) -> None:
-        """Closes the connections of every event loop; operations under way fail.
+        """Closes the connections of every event loop; operations and waits under way fail.
 
         Args:
-            clear: Also evict what this instance put, in this process: the keys it made are found
-                by a scan of the database, those of yours by name. A key of yours that others
-                evicted and put again meanwhile is evicted with them.
+            clear: Also evict what this instance put, in this process: the keys it made, those of
+                futures too, are found by a scan of the database, those of yours by name. A key of
+                yours that others evicted and put again meanwhile is evicted with them.
 
         Raises:
             ConnectorError: Clearing failed; the connections are closed all the same.
@@ -329,18 +384,10 @@ class RedisConnector(Connector):
         user_keys, self._user_keys = list(self._user_keys), set()
         if user_keys:
             await self.evict_batch(user_keys)
-        if not self._made_keys:
-            return
-        pattern = self._name(f"{self._keys.prefix}*")
-        client = await self._client()
-        async with client.pool.wire() as wire:
-            cursor = b"0"
-            while True:
-                cursor, found = await wire.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-                if found:
-                    await wire.call("UNLINK", *found)
-                if int(cursor) == 0:
-                    return
+        if self._made_keys:
+            client = await self._client()
+            async with client.pool.wire() as wire:
+                await remove_made(wire, self._options.namespace, self._keys.prefix)
 
     def _name(self, key: str) -> bytes:
         return f"{self._options.namespace}:{key}".encode("utf-8", "surrogatepass")
@@ -350,28 +397,15 @@ class RedisConnector(Connector):
         return self._keys.new()
 
     def _make_client(self) -> _Client:
-        return _Client(Pool(self._options, self._tls))
+        pool = Pool(self._options, self._tls)
+        return _Client(pool, Waiters(pool, self._options))
 
     async def _client(self) -> _Client:
         if self._closed:
             raise ConnectorClosedError(f"the connector of {self._options.where} was closed")
         if self._options.scheme == "rediss" and self._tls is None:
-            self._tls = await self._load_certificates()
+            self._tls = await load_tls_context(self._options)
         return await self._clients.get()
-
-    async def _load_certificates(self) -> ssl.SSLContext:
-        try:
-            return await run_in_worker(make_tls_context, self._options)
-        except OSError as exc:
-            named = [
-                f"{name}={value}"
-                for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-                if (value := getattr(self._options, name))
-            ]
-            raise ConfigError(
-                f"the certificates for {self._options.where} cannot be used "
-                f"({', '.join(named)}): {exc}"
-            ) from exc
 
     async def _set(self, name: bytes, body: Body) -> bool:
         """Stores one object unless the key is taken; returns whether it was not."""
@@ -380,6 +414,12 @@ class RedisConnector(Connector):
         async with client.pool.wire() as wire:
             await wire.send(body.set_command(name), 1)
             return await wire.read() is not None
+
+    async def _set_registered(self, name: bytes, body: Body) -> str:
+        client = await self._client()
+        await self._check_limit(client, body.size)
+        async with client.pool.wire() as wire:
+            return await set_registered(wire, name, body)
 
     async def _twice(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Does what may safely be done twice, a second time if the connection is lost.
@@ -396,9 +436,16 @@ class RedisConnector(Connector):
             except ConnectorUnavailableError as exc:
                 raise lost from exc
 
+    def _taken(self, key: str) -> KeyExistsError:
+        return KeyExistsError(
+            f"key {key!r} is taken at {self._options.where}",
+            hint="keys are write-once: evict it first, or choose another",
+        )
+
     async def _check_limit(self, client: _Client, size: int) -> None:
         if client.limit is None:
-            client.limit = await self._read_limit(client)
+            async with client.pool.wire() as wire:
+                client.limit = await read_limit(wire, self._options.where)
         if client.limit:
             self._check_size(size, client.limit, "all the memory of the server (maxmemory)")
 
@@ -411,51 +458,9 @@ class RedisConnector(Connector):
                 hint="split the object, or use FileConnector",
             )
 
-    async def _read_limit(self, client: _Client) -> int:
-        async with client.pool.wire() as wire:
-            try:
-                # CONFIG GET would do, but hosted servers refuse it more often.
-                text: bytes = await wire.call("INFO", "memory")
-            except redis_errors.ResponseError:
-                return 0
-        info = dict(line.split(":", 1) for line in text.decode().split("\r\n") if ":" in line)
-        limit = int(info.get("maxmemory", 0))
-        policy = info.get("maxmemory_policy", "")
-        # Under volatile-* only keys with a time to live are dropped, and ours have none.
-        if limit and policy.startswith("allkeys"):
-            warnings.warn(
-                f"Redis at {self._options.where} silently drops objects when its memory is full "
-                f"(maxmemory-policy {policy}); set it to noeviction to get StoreFullError instead",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return limit
-
-
-_MORE = bytearray()
-
-
-def _small_body(reply: bytes) -> bytearray | None:
-    """A whole small object, None for no object, `_MORE` when there is more of it."""
-    if len(reply) == FIRST:
-        return _MORE
-    return bytearray(reply) if reply else None
-
-
-def _groups(named: Sequence[tuple[str, Body]]) -> Iterator[list[tuple[str, Body]]]:
-    group: list[tuple[str, Body]] = []
-    size = 0
-    for key, body in named:
-        if group and (size + body.size > _TOGETHER_BYTES or len(group) >= _TOGETHER_COUNT):
-            yield group
-            group, size = [], 0
-        group.append((key, body))
-        size += body.size
-    if group:
-        yield group
-
 
 async def _close_client(client: _Client) -> None:
+    await client.waiters.aclose()
     await client.pool.aclose()
 
 

@@ -46,6 +46,27 @@ def map_errors(options: RedisOptions, *, connecting: bool = False) -> Iterator[N
         raise error from (None if _tells_secret(exc, options) else exc)
 
 
+# What no patience mends: somebody must change a setting, here or at the server.
+_LASTING = (
+    redis_errors.AuthenticationError,
+    redis_errors.AuthorizationError,
+    redis_errors.InvalidResponse,
+    redis_errors.ResponseError,
+    ssl.SSLCertVerificationError,
+    PermissionError,
+)
+
+
+def is_passing(error: ProxyPlaneError) -> bool:
+    """Whether to try again later makes sense: the server or the way to it is down."""
+    if isinstance(error, ConnectorLostError):
+        return True
+    # No cause is given where it would tell a secret, which only a refused login does.
+    if not isinstance(error, ConnectorUnavailableError) or error.__cause__ is None:
+        return False
+    return not any(isinstance(cause, _LASTING) for cause in _chain(error.__cause__))
+
+
 def _translate(exc: Exception, options: RedisOptions, *, connecting: bool) -> ConnectorError:
     where = options.where
     known = _reply_error(exc, options)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from redis import exceptions as redis_errors
 
-from proxyplane.abc import Frames
+from proxyplane.abc import Buffer, Frames
 from proxyplane.connectors.redis.wire import Piece, Wire
 from proxyplane.exceptions import ObjectLostError
 
@@ -21,6 +22,14 @@ FIRST: Final = 256 << 10
 # loop is never busy with one for long and other clients of the server get their turn.
 WINDOW: Final = 2 << 20
 WINDOWS_AHEAD: Final = 2
+_READS_AHEAD: Final = 32  # of up to 256 KiB each
+# One transaction of `put_batch`: the server drops a client that holds more than 1 GB in one
+# (client-query-buffer-limit), and one object may have half of that.
+_TOGETHER_BYTES = 64 << 20
+_TOGETHER_COUNT = 1000
+
+
+MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 
 
 class Body:
@@ -44,10 +53,10 @@ class Body:
         for view in self.views:
             view.release()
 
-    def set_command(self, name: bytes) -> list[Piece]:
-        """``SET name <body> NX``, not joined."""
+    def set_command(self, name: bytes, condition: bytes = b"NX") -> list[Piece]:
+        """``SET name <body> NX``, or ``XX``, not joined."""
         head = b"*4\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(name), name, self.size)
-        return [head, *self.views, b"\r\n$2\r\nNX\r\n"]
+        return [head, *self.views, b"\r\n$2\r\n%b\r\n" % condition]
 
 
 async def pipeline(
@@ -155,6 +164,50 @@ def _window(name: bytes, i: int) -> tuple[Any, ...]:
     return ("GETRANGE", name, i * WINDOW, (i + 1) * WINDOW - 1)
 
 
+async def read_many(
+    wire: Wire, names: Sequence[bytes], hints: Sequence[int | None]
+) -> list[Buffer | None]:
+    """Reads many objects: small ones in one pipeline, then large ones one after another."""
+    found: list[Buffer | None] = [None] * len(names)
+    later = [i for i in range(len(names)) if (hints[i] or 0) > FIRST]
+    small = sorted({*range(len(names))} - {*later})
+    commands = [("GETRANGE", names[i], 0, FIRST - 1) for i in small]
+    # A full first window is dropped: there is more, and it is read in one go then.
+    heads = await pipeline(wire, commands, ahead=_READS_AHEAD, convert=_small_body)
+    for i, head in zip(small, heads, strict=True):
+        if head is _MORE:
+            later.append(i)
+        else:
+            found[i] = head
+    for i in later:
+        found[i] = await read_whole(wire, names[i], hints[i])
+    return found
+
+
+_MORE = bytearray()
+
+
+def _small_body(reply: bytes) -> bytearray | None:
+    """A whole small object, None for no object, `_MORE` when there is more of it."""
+    if len(reply) == FIRST:
+        return _MORE
+    return bytearray(reply) if reply else None
+
+
+def groups(named: Sequence[tuple[str, Body]]) -> Iterator[list[tuple[str, Body]]]:
+    """Cuts a batch into transactions."""
+    group: list[tuple[str, Body]] = []
+    size = 0
+    for key, body in named:
+        if group and (size + body.size > _TOGETHER_BYTES or len(group) >= _TOGETHER_COUNT):
+            yield group
+            group, size = [], 0
+        group.append((key, body))
+        size += body.size
+    if group:
+        yield group
+
+
 async def write_together(wire: Wire, batch: Sequence[tuple[bytes, Body]]) -> list[bool]:
     """Stores several objects in one transaction: all of them, or none.
 
@@ -166,13 +219,8 @@ async def write_together(wire: Wire, batch: Sequence[tuple[bytes, Body]]) -> lis
     """
     wire.midway = True
     commands = (piece for name, body in batch for piece in body.set_command(name))
-    await wire.send([b"*1\r\n$5\r\nMULTI\r\n", *commands], 1 + len(batch))
-    refusal: redis_errors.ResponseError | None = None
-    for _ in range(len(batch) + 1):
-        try:
-            await wire.read()
-        except redis_errors.ResponseError as exc:
-            refusal = refusal or exc
+    await wire.send([MULTI, *commands], 1 + len(batch))
+    _, refusal = await read_all(wire, len(batch) + 1)
     # The last word is sent when all else has arrived, so that a caller who is cancelled before
     # knows that nothing will be stored.
     if refusal is not None:
@@ -185,3 +233,49 @@ async def write_together(wire: Wire, batch: Sequence[tuple[bytes, Body]]) -> lis
         if isinstance(result, redis_errors.ResponseError):
             raise result
     return [result is not None for result in results]
+
+
+async def read_all(wire: Wire, count: int) -> tuple[list[Any], redis_errors.ResponseError | None]:
+    """Reads replies, and tells the first refusal among them."""
+    replies: list[Any] = []
+    refusal: redis_errors.ResponseError | None = None
+    for _ in range(count):
+        try:
+            replies.append(await wire.read())
+        except redis_errors.ResponseError as exc:
+            refusal = refusal or exc
+    return replies, refusal
+
+
+async def read_limit(wire: Wire, where: str) -> int:
+    """The server's maxmemory in bytes, 0 for none or unknown; warns if it drops objects."""
+    try:
+        # CONFIG GET would do, but hosted servers refuse it more often.
+        text: bytes = await wire.call("INFO", "memory")
+    except redis_errors.ResponseError:
+        return 0
+    info = dict(line.split(":", 1) for line in text.decode().split("\r\n") if ":" in line)
+    limit = int(info.get("maxmemory", 0))
+    policy = info.get("maxmemory_policy", "")
+    # Under volatile-* only keys with a time to live are dropped, and ours have none.
+    if limit and policy.startswith("allkeys"):
+        warnings.warn(
+            f"Redis at {where} silently drops objects when its memory is full "
+            f"(maxmemory-policy {policy}); set it to noeviction to get StoreFullError instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return limit
+
+
+async def remove_made(wire: Wire, namespace: str, prefix: str) -> None:
+    """Removes every object and record whose key begins with `prefix`."""
+    name = f"{namespace}:{prefix}".encode()
+    mine = (name, b"{" + name)  # the second are records, see `later.record_name`
+    cursor = b"0"
+    while True:
+        cursor, found = await wire.call("SCAN", cursor, "MATCH", b"*%b*" % name, "COUNT", 1000)
+        if names := [one for one in found if one.startswith(mine)]:
+            await wire.call("UNLINK", *names)
+        if int(cursor) == 0:
+            return

@@ -19,9 +19,11 @@ from typing import Any, cast
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 
+from proxyplane._runtime.workers import run_in_worker
 from proxyplane.connectors.redis.errors import map_errors
 from proxyplane.connectors.redis.url import RedisOptions
 from proxyplane.exceptions import (
+    ConfigError,
     ConnectorClosedError,
     ConnectorLostError,
     ConnectorUnavailableError,
@@ -157,6 +159,25 @@ def make_tls_context(options: RedisOptions) -> ssl.SSLContext:
     return context
 
 
+async def load_tls_context(options: RedisOptions) -> ssl.SSLContext:
+    """The same, off the loop.
+
+    Raises:
+        ConfigError: A file cannot be used; the message names those that are configured.
+    """
+    try:
+        return await run_in_worker(make_tls_context, options)
+    except OSError as exc:
+        named = [
+            f"{name}={value}"
+            for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+            if (value := getattr(options, name))
+        ]
+        raise ConfigError(
+            f"the certificates for {options.where} cannot be used ({', '.join(named)}): {exc}"
+        ) from exc
+
+
 class Pool:
     """The connections of one event loop, made on demand, used by one caller at a time.
 
@@ -187,23 +208,44 @@ class Pool:
         async with self._room:
             self._check_open()
             wire = self._take()
-            self._busy.add(wire)
             try:
-                if not wire.is_connected:
-                    with map_errors(self._options, connecting=True):
-                        await self._connect(wire)
-                with map_errors(self._options):
+                async with self._using(wire):
                     yield wire
-            except (ConnectorLostError, ConnectorUnavailableError):
-                self._check_open()  # closed by you, not lost
-                raise
             finally:
                 # No await from here on: a task can be cancelled only where it waits.
-                self._busy.discard(wire)
                 if wire.owed or wire.midway or self._closed or not wire.is_connected:
                     wire.abort()
                 else:
                     self._idle.append(wire)
+
+    @contextlib.asynccontextmanager
+    async def extra(self) -> AsyncIterator[Wire]:
+        """A new connection, not counted as one of the pool's, which ends with the block.
+
+        For what holds a connection for long. Raises what `wire` raises.
+        """
+        self._check_open()
+        wire = self._make()
+        try:
+            async with self._using(wire):
+                yield wire
+        finally:
+            wire.abort()
+
+    @contextlib.asynccontextmanager
+    async def _using(self, wire: Wire) -> AsyncIterator[None]:
+        self._busy.add(wire)
+        try:
+            if not wire.is_connected:
+                with map_errors(self._options, connecting=True):
+                    await self._connect(wire)
+            with map_errors(self._options):
+                yield
+        except (ConnectorLostError, ConnectorUnavailableError):
+            self._check_open()  # closed by you, not lost
+            raise
+        finally:
+            self._busy.discard(wire)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,0 +1,93 @@
+"""Objects that come later: their keys, their records, and the transaction that sets one.
+
+A key is registered by a record, an empty string beside it. There is always either a record or an
+object: to set the object takes the record away in the same transaction. So a key with neither was
+evicted, or the server lost its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from proxyplane.connectors.redis.transfer import MULTI, Body, pipeline, read_all
+from proxyplane.connectors.redis.wire import Wire
+
+_LOOKS_AHEAD: Final = 400
+
+# What is published to the channel of a key.
+WAS_SET = b"set"
+WAS_EVICTED = b"evicted"
+
+
+def for_later(key: str) -> str:
+    """Marks a new key as one whose object comes later.
+
+    The counter in a key never gets as far as its first digit, which is free for that. Evicting
+    such a key takes more commands; nothing else depends on the mark.
+    """
+    return f"{key[:16]}f{key[17:]}"
+
+
+def comes_later(key: str) -> bool:
+    """Whether a key is marked so."""
+    return len(key) == 32 and key[16] == "f"
+
+
+def record_name(name: bytes) -> bytes:
+    """The name of the record that registers a key whose object comes later.
+
+    No key of a user's has this name in any namespace, and in a cluster it has the slot of `name`,
+    without which no transaction could span the two.
+    """
+    return b"{%b}later" % name
+
+
+async def set_registered(wire: Wire, name: bytes, body: Body) -> Literal["set", "taken", "gone"]:
+    """Stores the object of a registered key and wakes its waiters, in one transaction.
+
+    The object is written over the record, if there is one, and the record renamed to the key. So
+    one of two setters finds a record and the other none, and it takes one trip, where to watch the
+    record first would take two.
+
+    Returns:
+        What came of it: ``"taken"`` if the key has an object, ``"gone"`` if it has neither object
+        nor record. Then nothing was changed, although a message went out.
+
+    Raises:
+        redis.ResponseError: The server refused it; nothing was changed.
+    """
+    record = record_name(name)
+    commands = (
+        ("RENAMENX", record, name),
+        ("EXISTS", name),
+        ("PUBLISH", name, WAS_SET),
+        ("EXEC",),
+    )
+    after = [piece for command in commands for piece in wire.pack_command(*command)]
+    wire.midway = True
+    # The last word goes with the rest: a caller who is cancelled while sending never sends it.
+    await wire.send([MULTI, *body.set_command(record, b"XX"), *after], 6)
+    replies, refusal = await read_all(wire, 6)
+    wire.midway = False
+    if refusal is not None:
+        raise refusal
+    _, renamed, there, _ = replies[-1]
+    if renamed == 1:
+        return "set"
+    return "taken" if there else "gone"
+
+
+async def look_up(wire: Wire, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
+    """For each registered key whether its object is there, and whether its record is.
+
+    Usually no object is there, and one command says so: as long as there is a record there is no
+    object. Otherwise the record is asked for first: when it is found missing, the object is there
+    or gone for good.
+    """
+    records = [record_name(name) for name in names]
+    if len(names) > 1 and await wire.call("EXISTS", *records) == len(names):
+        return [(False, True)] * len(names)
+    commands = [("EXISTS", one) for pair in zip(records, names, strict=True) for one in pair]
+    found = await pipeline(wire, commands, ahead=_LOOKS_AHEAD, convert=bool)
+    return list(zip(found[1::2], found[::2], strict=True))
