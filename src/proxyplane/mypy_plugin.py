@@ -130,8 +130,10 @@ def _give_members(ctx: ClassDefContext) -> None:
     name = Argument(Var("name"), ctx.api.named_type("builtins.str"), None, ARG_POS)
     value = Argument(Var("value"), ctx.api.named_type("builtins.object"), None, ARG_POS)
     for method, arguments in (("__getattr__", [name]), ("__setattr__", [name, value])):
-        # Mypy asks about a method only if it is decorated, which a static one is.
+        # Mypy asks about a method only if it is decorated, which a static one is. Out of the body
+        # it is not checked: a static ``__getattr__`` would be refused.
         add_method_to_class(ctx.api, ctx.cls, method, arguments, target, is_staticmethod=True)
+        ctx.cls.defs.body.pop()
 
 
 def _member(name: str, ctx: AttributeContext) -> Type:
