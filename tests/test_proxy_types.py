@@ -1,23 +1,16 @@
-"""A proxy does what its target does: the same calls on both, for many types of targets."""
+"""The class of a proxy: what it can do, and what it is taken for."""
 
 from __future__ import annotations
 
 import collections
 import collections.abc
-import dataclasses
-import datetime as dt
-import decimal
-import enum
-import fractions
 import math
 import numbers
-import operator
 import os
 import pathlib
 import sys
 import types
 import typing
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,334 +21,7 @@ import pytest
 from proxyplane import Proxy, extract, is_resolved
 from proxyplane.hints import NO_HINTS, Hints
 from proxyplane.proxy import make_proxy
-
-
-@dataclasses.dataclass
-class Point:
-    x: int = 1
-    tags: list[str] = dataclasses.field(default_factory=lambda: ["a"])
-
-
-class Slotted:
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 3
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Slotted) and other.value == self.value
-
-    def __hash__(self) -> int:
-        return self.value
-
-    def __repr__(self) -> str:
-        return "Slotted()"
-
-
-class OldSequence:
-    """A sequence by `__getitem__` alone."""
-
-    def __getitem__(self, index: int) -> int:
-        if index > 2:
-            raise IndexError(index)
-        return index * 10
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, OldSequence)
-
-    def __hash__(self) -> int:
-        return 5
-
-    def __repr__(self) -> str:
-        return "OldSequence()"
-
-
-class Pair(typing.NamedTuple):
-    a: int
-    b: int
-
-
-class Color(enum.Enum):
-    RED = 1
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-
-
-class Uncooperative(type):
-    """A metaclass whose classes cannot be hashed."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(cls, other: object) -> bool:
-        return cls is other
-
-
-class Odd(metaclass=Uncooperative):
-    def __len__(self) -> int:
-        return 7
-
-    def __hash__(self) -> int:
-        return 7
-
-    def __repr__(self) -> str:
-        return "Odd()"
-
-
-def greet(name: str = "you") -> str:
-    """Says hello."""
-    return f"hello {name}"
-
-
-TARGETS: dict[str, Callable[[], Any]] = {
-    "int": lambda: 7,
-    "float": lambda: 2.5,
-    "complex": lambda: 1 + 2j,
-    "str": lambda: "5",
-    "bytes": lambda: b"ab",
-    "bytearray": lambda: bytearray(b"ab"),
-    "list": lambda: [3, 1, 2],
-    "tuple": lambda: (1, 2),
-    "dict": lambda: {"a": 1, "b": 2},
-    "set": lambda: {1, 2},
-    "frozenset": lambda: frozenset({1}),
-    "range": lambda: range(4),
-    "slice": lambda: slice(0, 2),
-    "deque": lambda: collections.deque([1, 2]),
-    "Counter": lambda: collections.Counter("aab"),
-    "OrderedDict": lambda: collections.OrderedDict(a=1),
-    "ndarray": lambda: np.arange(6.0),
-    "matrix": lambda: np.array([[1.0, 2.0], [3.0, 4.0]]),
-    "numpy float": lambda: np.float64(3.5),
-    "numpy int": lambda: np.int64(3),
-    "DataFrame": lambda: pd.DataFrame({"a": [1, 2], "b": [3.0, 4.0]}),
-    "Series": lambda: pd.Series([1, 2, 3]),
-    "Index": lambda: pd.Index([1, 2, 3]),
-    "polars frame": lambda: pl.DataFrame({"a": [1, 2]}),
-    "polars series": lambda: pl.Series([1, 2]),
-    "Decimal": lambda: decimal.Decimal("1.5"),
-    "Fraction": lambda: fractions.Fraction(1, 3),
-    "date": lambda: dt.date(2020, 1, 2),
-    "timedelta": lambda: dt.timedelta(1),
-    "path": lambda: pathlib.PurePosixPath("/tmp"),
-    "dataclass": Point,
-    "slots": Slotted,
-    "getitem only": OldSequence,
-    "namedtuple": lambda: Pair(1, 2),
-    "enum": lambda: Color.RED,
-    "IntEnum": lambda: Level.LOW,
-    "exception": lambda: ValueError("x"),
-    "class": lambda: list,
-    "generic alias": lambda: list[int],
-    "function": lambda: greet,
-    "builtin": lambda: len,
-    "module": lambda: math,
-}
-
-
-def match_it(p: Any) -> Any:
-    match p:
-        case [a, b, c]:
-            return "three", a, b, c
-        case {"a": a}:
-            return "mapping", a
-        case Point(x=x):
-            return "point", x
-        case Pair(a, b):
-            return "pair", a, b
-        case int() | float() | complex():
-            return "number"
-        case str():
-            return "str"
-        case bytes() | bytearray():
-            return "bytes"
-        case [a, *rest]:
-            return "sequence", a, rest
-        case Color.RED:
-            return "red"
-        case type():
-            return "class"
-    return "else"
-
-
-OPERANDS: list[Any] = [
-    5, 2.0, "x", b"x", [1], (1,), {"a": 1}, {1}, np.arange(2), dt.timedelta(1), None,
-]  # fmt: skip
-
-CALLS: dict[str, Callable[[Any], Any]] = {
-    f.__name__: f
-    for f in [
-        len, bool, str, bytes, int, float, complex, list, tuple, set, frozenset, dict, sorted, sum,
-        min, max, abs, round, hash, iter, reversed, enumerate, range, chr, hex, dir,
-        operator.index, operator.neg, operator.pos, operator.inv, operator.length_hint,
-        math.trunc, math.isfinite,
-        np.array, np.asarray, np.mean, np.sum, np.sin, np.isnan, np.shape, np.ndim, np.zeros,
-        dataclasses.is_dataclass, dataclasses.asdict, dataclasses.fields, dataclasses.replace,
-        pathlib.PurePath, os.fspath, match_it,
-    ]
-}  # fmt: skip
-CALLS |= {
-    "callable": callable,
-    "f-string": lambda p: f"{p}",
-    "format": lambda p: format(p, ">5"),
-    "percent": lambda p: "%s" % (p,),  # noqa: UP031
-    "join": lambda p: "".join(p),
-    "divmod": lambda p: divmod(p, 2),
-    "rdivmod": lambda p: divmod(9, p),
-    "pow": lambda p: pow(p, 2, 5),
-    "round to": lambda p: round(p, 1),
-    "concatenate": lambda p: np.concatenate([p, p]),
-    "stack": lambda p: np.stack([p, p]),
-    "add": lambda p: np.add(p, 1),
-    "reduce": lambda p: np.add.reduce(p),
-    "where": lambda p: np.where(p, 1, 2),
-    "dot": lambda p: np.dot(p, p),
-    "out": lambda p: np.multiply(p, 2, out=np.empty(6)),
-    "fill": lambda p: np.full(2, p),
-    "frame": lambda p: pd.DataFrame({"a": [1, 2]}) + p,
-    "frame of": lambda p: pd.DataFrame(p),
-    "of frame": lambda p: p + pd.DataFrame({"a": [1, 2]}),
-    "concat": lambda p: pd.concat([p, p]),
-    "merge": lambda p: pd.DataFrame({"a": [1, 2]}).merge(p),
-    "item of list": lambda p: [1, 2, 3, 4, 5, 6, 7, 8, 9][p],
-    "item of text": lambda p: "abcdefghi"[p],
-    "column": lambda p: pd.DataFrame({"5": [1, 2], 7: [2, 3]})[p],
-    "rows": lambda p: pd.Series(range(8))[p],
-    "isinstance of it": lambda p: isinstance([], p),
-    "issubclass of it": lambda p: issubclass(list, p),
-    "call": lambda p: p(),
-    "name": lambda p: p.__name__,
-    "doc": lambda p: p.__doc__,
-    "module": lambda p: p.__module__,
-    "vars": lambda p: list(vars(p)),
-    "or": lambda p: p | int,
-    "star": lambda p: [*p],
-    "stars": lambda p: {**p},
-    "unpack": lambda p: (lambda a, b: (a, b))(*p),
-    "extend": lambda p: (lambda items: (items.extend(p), items)[1])([]),
-    "in": lambda p: 1 in p,
-    "first": lambda p: p[0],
-    "part": lambda p: p[0:1],
-    "by name": lambda p: p["a"],
-    "next": lambda p: next(iter(p)),
-    "equals itself": lambda p: p == p,  # noqa: PLR0124
-    "type": lambda p: p.__class__,
-    "iadd to list": lambda p: (lambda items: in_place_add(items, p))([0]),
-}
-for _op in (
-    "add sub mul truediv floordiv mod matmul lshift rshift and_ or_ xor pow "
-    "eq ne lt le gt ge contains getitem"
-).split():
-    _function = getattr(operator, _op)
-    for _operand in OPERANDS:
-        if _op in ("lshift", "rshift", "pow") and not isinstance(_operand, int):
-            continue  # too large a number is quickly made
-        _kind = type(_operand).__name__
-        CALLS[f"p {_op} {_kind}"] = lambda p, f=_function, o=_operand: f(p, o)
-        if _op != "mod" or _kind not in ("str", "bytes"):  # that looks for a tuple, or items
-            CALLS[f"{_kind} {_op} p"] = lambda p, f=_function, o=_operand: f(o, p)
-
-
-def in_place_add(items: Any, p: Any) -> Any:
-    other = items
-    items += p
-    return other
-
-
-# Where C code looks at the very type of what it is given and refuses a proxy. Whatever is not
-# listed here is the same for the target and its proxy.
-ITEMS = {f"{kind} getitem p" for kind in ("bytes", "list", "str", "tuple", "ndarray")}
-REFUSED = {
-    "bytearray": {"bytes contains p"},
-    "bytes": {"bytes contains p"},
-    "matrix": {"bytes contains p"},
-    "ndarray": {"bytes contains p"},
-    "numpy float": {"bytes contains p"},
-    "set": {"set contains p"},
-    "slice": ITEMS | {"column", "item of list", "item of text"},
-    "str": {"str contains p"},
-}
-# Where it does something else. NumPy's scalars have items, which would make a sequence of their
-# proxy; pandas would take a set that turns into an array for an array. The proxy of a text has
-# the number that ``float`` finds in it.
-OTHERWISE = {
-    "str": {"isfinite"},
-    "exception": {"hash"},  # by identity
-    "slice": {"rows"},
-    "IntEnum": {"rows"},
-    "module": {"callable"},
-    "int": {"rows"},
-    "numpy int": {"rows", "p getitem NoneType"},
-    "numpy float": {"p getitem NoneType"},
-    "set": {"array", "asarray", "fill", "stack"},
-    "frozenset": {"array", "asarray", "fill", "stack"},
-}
-if sys.version_info >= (3, 12):
-    # NumPy takes a proxied ``bytes`` for the buffer that it is there.
-    made = "array asarray mean sum sin isnan shape ndim concatenate stack fill add reduce dot where"
-    OTHERWISE["bytes"] = {name for name in CALLS if "ndarray" in name} | set(made.split())
-# As long as nobody knows the type, the class of the proxy has every special method.
-OTHERWISE_UNKNOWN = {"callable", "match_it", "asdict", "is_dataclass", "replace", "zeros"}
-
-
-def outcome(call: Callable[[Any], Any], argument: Any) -> Any:
-    try:
-        result = call(argument)
-    except Exception as error:
-        return error
-    return extract(result) if issubclass(type(result), Proxy) else result
-
-
-def same(expected: Any, actual: Any) -> bool:
-    if isinstance(expected, Exception) or isinstance(actual, Exception):
-        return isinstance(expected, Exception) and isinstance(actual, Exception)
-    if type(expected) is not type(actual):
-        return False
-    if isinstance(expected, np.ndarray):
-        kinds = expected.dtype == actual.dtype and expected.shape == actual.shape
-        return kinds and repr(expected) == repr(actual)
-    if isinstance(expected, pd.DataFrame | pd.Series | pd.Index | pl.DataFrame | pl.Series):
-        return bool(expected.equals(actual))
-    if isinstance(expected, collections.abc.Iterator):
-        return True
-    return repr(expected) == repr(actual) or bool(expected == actual)
-
-
-def known(make: Callable[[], Any]) -> Hints:
-    return Hints.of(make(), 50)
-
-
-def unknown(make: Callable[[], Any]) -> Hints:
-    return NO_HINTS
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("hints", [known, unknown])
-@pytest.mark.parametrize("target", TARGETS)
-def test_same_as_target(target: str, hints: Callable[..., Hints]) -> None:
-    """Whatever can be done with the target gives the same with its proxy, by one fetch at most."""
-    make = TARGETS[target]
-    differences = []
-    for name, call in CALLS.items():
-        fetches: list[int] = []
-
-        def factory() -> Any:
-            fetches.append(1)  # noqa: B023
-            return make()
-
-        p = make_proxy(factory, hints(make))
-        expected, actual = outcome(call, make()), outcome(call, p)
-        allowed = name in OTHERWISE.get(target, ()) or (
-            hints is unknown and name in OTHERWISE_UNKNOWN
-        )
-        if isinstance(actual, TypeError | IndexError) and name in REFUSED.get(target, ()):
-            continue
-        if not allowed and not same(expected, actual):
-            differences.append((name, expected, actual))
-        if len(fetches) > 1:
-            differences.append((name, "one fetch", len(fetches)))
-    assert [] == differences
+from support.targets import TARGETS, Odd, Point, Slotted, greet
 
 
 def make(target: Any) -> Any:
@@ -574,6 +240,18 @@ def test_function_target() -> None:
     def wrapper() -> None: ...
 
     assert wrapper.__name__ == "greet"
+
+
+def test_annotations() -> None:
+    """Annotations are the target's, also after somebody looked for those of the class."""
+    p: Any = Proxy(lambda: greet)
+    assert p.__annotations__ == greet.__annotations__
+    assert type(p).__annotations__ == Proxy.__annotations__ == {}
+    assert p.__annotations__ == greet.__annotations__
+    q = make(Point())
+    assert type(q).__annotations__ == {}
+    assert q.__annotations__ == Point.__annotations__
+    assert not is_resolved(q)
 
 
 def test_class_target() -> None:

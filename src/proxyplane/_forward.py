@@ -317,9 +317,10 @@ class ClassCache:
         return made
 
     def _make(self, suffix: str, namespace: dict[str, Any]) -> type:
-        # A class gets its own __doc__ and __module__ unless told, hiding the ones of the base
-        # that answer for the target.
-        inherited = {name: self.base.__dict__[name] for name in ("__doc__", "__module__")}
+        # A class gets these of its own unless told, hiding the ones of the base that answer for
+        # the target.
+        names = "__annotations__", "__doc__", "__module__"
+        inherited = {name: self.base.__dict__[name] for name in names}
         namespace = inherited | namespace | {"__slots__": ()}
         return type(self.base)(
             f"{self.base.__name__}{suffix}", (self.base,), namespace, made_for_target=True

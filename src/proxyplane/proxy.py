@@ -52,7 +52,7 @@ class _ProxyMeta(type):
 class _FromTarget:
     """An attribute that is the proxy's own on the class and the target's on an instance."""
 
-    def __init__(self, name: str, own: str | None) -> None:
+    def __init__(self, name: str, own: object) -> None:
         self.name = name
         self.own = own
 
@@ -220,6 +220,7 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
 
 # Assigned here, where the docstring above has served its readers.
 Proxy.__doc__ = cast(str, _FromTarget("__doc__", Proxy.__doc__))
+Proxy.__annotations__ = cast("dict[str, Any]", _FromTarget("__annotations__", {}))
 
 # The slots, read and written past `__getattr__` and `__setattr__`.
 _get_target = Proxy.__dict__["__proxy_target__"].__get__
