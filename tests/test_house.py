@@ -26,7 +26,15 @@ MODULES = {
 # Modules of one line may import each other and what stands above; "x.*" is all of a package.
 LAYERS = [
     ["exceptions"],
-    ["abc", "_runtime", "_runtime.fork", "_runtime.per_loop", "_runtime.workers"],
+    [
+        "abc",
+        "_runtime",
+        "_runtime.executor",
+        "_runtime.fork",
+        "_runtime.io_thread",
+        "_runtime.per_loop",
+        "_runtime.workers",
+    ],
     ["_urls", "_registry", "config", "cache"],
     ["_codecs", "_cost", "_frames", "serialization"],
     ["connectors.*"],
@@ -46,6 +54,7 @@ CONNECTORS_SEE = [
     "_urls",
     "_runtime",
     "_runtime.fork",
+    "_runtime.io_thread",
     "_runtime.per_loop",
     "_runtime.workers",
     "connectors",

@@ -10,9 +10,10 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from proxyplane.abc import Connector, Frames
+from proxyplane.abc import DeferrableConnector, Frames
 from proxyplane.connectors._inline import INLINE_BYTES, Claim, put_in_worker, total, views
 from proxyplane.connectors._keys import KeyMaker
+from proxyplane.connectors._waiters import Waiters, deadline
 from proxyplane.exceptions import (
     ConfigError,
     ConnectorClosedError,
@@ -47,12 +48,25 @@ class _Medium:
     def __init__(self, token: str) -> None:
         self.token = token
         self.entries: dict[str, _Entry] = {}
+        # The keys whose object is still to come, and who registered them.
+        self.pending: dict[str, object] = {}
+        self.waiters = Waiters()
+
+    def settle(self, key: str) -> bool:
+        """Ends the registration of a key and wakes who waits for it; False if there was none.
+
+        After the object is stored: whoever looks finds one or the other.
+        """
+        if self.pending.pop(key, None) is None:
+            return False
+        self.waiters.wake((key,))
+        return True
 
 
 _media: weakref.WeakValueDictionary[str, _Medium] = weakref.WeakValueDictionary()
 
 
-class LocalConnector(Connector):
+class LocalConnector(DeferrableConnector):
     """Keeps objects in the memory of this process; nothing else can reach them.
 
     For one process with several loops or threads, and for tests. A connector made from the `url`
@@ -128,7 +142,9 @@ class LocalConnector(Connector):
 
     def evict_sync(self, key: str) -> bool:
         """Blocking twin of `evict`."""
-        return self._entries().pop(key, None) is not None
+        medium = self._open_medium()
+        medium.settle(key)
+        return medium.entries.pop(key, None) is not None
 
     async def put(self, frames: Frames, *, key: str | None = None) -> str:
         """Stores one copy of the object and returns its key.
@@ -193,9 +209,63 @@ class LocalConnector(Connector):
     async def evict(self, key: str) -> bool:
         """Removes an object and returns whether it was there; raises what `get` raises.
 
-        Views that were handed out stay valid.
+        Views that were handed out stay valid. Of a key made by `new_key` the registration goes as
+        well, and who waits for it gets an ObjectLostError.
         """
         return self.evict_sync(key)
+
+    async def new_key(self) -> str:
+        """Registers a key whose object will come later, and returns it.
+
+        Raises:
+            WrongProcessError: The memory is that of another process.
+            ObjectLostError: The memory was freed.
+            ConnectorClosedError: This connector was closed.
+        """
+        medium = self._open_medium()
+        key = self._keys.new()
+        medium.pending[key] = self._writer
+        return key
+
+    async def set(self, key: str, frames: Frames) -> None:
+        """Stores the object of a key made by `new_key` and wakes everyone who waits for it.
+
+        A cancelled set has stored the whole object or nothing.
+
+        Raises:
+            KeyExistsError: It was set before.
+            ObjectLostError: The key is not registered: it was evicted, or the memory freed.
+            WrongProcessError: The memory is that of another process.
+            ConnectorClosedError: This connector was closed.
+        """
+        bodies = views(frames)
+        if total(bodies) <= INLINE_BYTES:
+            self._set(bodies, key, Claim())
+        else:
+            self._refuse_set(key)  # before the hop
+            await put_in_worker(lambda claim: self._set(bodies, key, claim), lambda _: None)
+
+    async def wait(self, key: str, timeout: float | None = None) -> None:
+        """Returns when `key` holds an object.
+
+        Args:
+            key: A key made by `new_key`.
+            timeout: Seconds to wait at most; by default without end.
+
+        Raises:
+            TimeoutError: The object did not come in time.
+            ObjectLostError: The key was evicted, or was never registered, or the memory was freed.
+            WrongProcessError: The memory is that of another process.
+            ConnectorClosedError: This connector was closed, also while waiting.
+        """
+        medium = self._open_medium()
+        async with deadline(key, timeout):
+            waiter = medium.waiters.join(key, self)
+            try:
+                while not self._is_set(key):
+                    await waiter.sleep()
+            finally:
+                waiter.leave()
 
     async def aclose(self, *, clear: bool = False) -> None:
         """Lets go of the memory, which is freed when no other open connector refers to it.
@@ -205,25 +275,65 @@ class LocalConnector(Connector):
                 connector shares the objects.
         """
         medium, self._medium, self._closed = self._medium, None, True
-        if clear and medium is not None and self._pid == os.getpid():
+        if medium is None or self._pid != os.getpid():
+            return
+        medium.waiters.wake_owned(self)
+        if clear:
             for key, entry in list(medium.entries.items()):
                 # Someone may have evicted it and put their own under the same key since.
                 if entry.writer is self._writer:
                     medium.entries.pop(key, None)
+            for key, writer in list(medium.pending.items()):
+                if writer is self._writer:
+                    medium.settle(key)
 
     def _put(self, bodies: list[memoryview], key: str | None, claim: Claim[str] | None) -> str:
-        entries = self._entries()
-        if key is not None and key in entries:
+        medium = self._open_medium()
+        if key is not None and key in medium.entries:
             raise _taken(key)  # before the copy
         entry = _Entry(self._writer, _copy(bodies))
         if claim is not None:
             claim.check()
         name = self._keys.new() if key is None else key
-        if entries.setdefault(name, entry) is not entry:
+        if medium.entries.setdefault(name, entry) is not entry:
             raise _taken(name)
+        if key is not None:
+            medium.settle(key)  # a put under a key that was registered is as good as its set
         return name
 
+    def _set(self, bodies: list[memoryview], key: str, claim: Claim[None]) -> None:
+        medium = self._open_medium()
+        self._refuse_set(key)  # before the copy
+        entry = _Entry(self._writer, _copy(bodies))
+        claim.check()
+        self._refuse_set(key)
+        if medium.entries.setdefault(key, entry) is not entry:
+            raise _taken(key)
+        # Exactly one set ends the registration. It can be gone only if the key was evicted since
+        # the check. If that took this object, then it was after this set, else before.
+        if not medium.settle(key) and medium.entries.get(key) is entry:
+            medium.entries.pop(key, None)
+            raise _lost(key)
+
+    def _refuse_set(self, key: str) -> None:
+        medium = self._open_medium()
+        if key not in medium.pending:
+            raise _taken(key) if key in medium.entries else _lost(key)
+
+    def _is_set(self, key: str) -> bool:
+        medium = self._open_medium()
+        # In this order: a set stores the object before it ends the registration.
+        pending = key in medium.pending
+        if key in medium.entries:
+            return True
+        if not pending:
+            raise _lost(key)
+        return False
+
     def _entries(self) -> dict[str, _Entry]:
+        return self._open_medium().entries
+
+    def _open_medium(self) -> _Medium:
         if self._pid != os.getpid() or not self._here:
             raise WrongProcessError(
                 f"the objects of {self.url} are in the memory of process {self._pid} on host "
@@ -241,7 +351,15 @@ class LocalConnector(Connector):
                 "or collected",
                 hint="keep the store, or its connector, open for as long as its proxies are used",
             )
-        return self._medium.entries
+        return self._medium
+
+
+def _lost(key: str) -> ObjectLostError:
+    return ObjectLostError(
+        f"the key {key!r} holds no object and is not registered to get one: it was evicted, or "
+        "new_key() did not make it",
+        hint="keep a future's key until all who wait for it have their object",
+    )
 
 
 def _taken(key: str) -> KeyExistsError:
