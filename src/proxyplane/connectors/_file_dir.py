@@ -14,6 +14,9 @@ from proxyplane.exceptions import ConfigError, ConnectorUnavailableError
 UNPUBLISHED = ".unpublished"
 """Name of the sub-directory for files that are not published yet. No key maps to it."""
 
+PENDING = ".pending"
+"""Name of the sub-directory for the registrations of keys whose object is still to come."""
+
 ROOM_BYTES = 1 << 30
 """A default directory should have this much room, in bytes."""
 

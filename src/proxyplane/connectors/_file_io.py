@@ -79,6 +79,11 @@ def file_name(key: str) -> str:
     return "h-" + hashlib.sha256(raw).hexdigest()
 
 
+def is_library_key(key: str) -> bool:
+    """Whether the key has the form of those that the library makes."""
+    return _LIBRARY_KEY.fullmatch(key) is not None
+
+
 class _Unpublished:
     """Descriptors of files being written, which a forked child must not keep.
 
@@ -180,7 +185,7 @@ class Publisher:
             if not unique:
                 raise ConnectorError(
                     f"the file system of {self._directory.path} has no hard links, without which "
-                    "a key of your choice cannot be write-once",
+                    "a key of your choice, or of a future, cannot be write-once",
                     hint="let put() make the key, or use a directory on another file system",
                 )
             os.rename(temporary, target)

@@ -10,7 +10,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.workers import run_in_worker
-from proxyplane.abc import Buffer, Connector, Frames
+from proxyplane.abc import Buffer, DeferrableConnector, Frames
 from proxyplane.connectors._file_dir import Directory, default_directory
 from proxyplane.connectors._file_io import (
     Publisher,
@@ -21,9 +21,10 @@ from proxyplane.connectors._file_io import (
     sweep,
     translate,
 )
+from proxyplane.connectors._file_waiting import Registrations, Waiting, taken
 from proxyplane.connectors._inline import INLINE_BYTES, Claim, put_in_worker, total, views
 from proxyplane.connectors._keys import KeyMaker
-from proxyplane.exceptions import ConfigError, ConnectorClosedError, KeyExistsError
+from proxyplane.exceptions import ConfigError, ConnectorClosedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ INLINE_OBJECTS = 64
 INLINE_EVICT_BYTES = 32 << 20
 
 
-class FileConnector(Connector):
+class FileConnector(DeferrableConnector):
     """Keeps each object in a file of its own, in one directory.
 
     An object appears whole or not at all, also when its writer is killed. What is published
@@ -75,6 +76,8 @@ class FileConnector(Connector):
         # POSIX gives two leading slashes a meaning that no system here uses.
         self._directory = Directory("/" + os.path.abspath(path).lstrip("/"))
         self._publisher = Publisher(self._directory)
+        self._registrations = Registrations(self._directory)
+        self._waiting = Waiting(self._directory, self._is_set_sync)
         self._keys = KeyMaker()
         self._chosen: dict[str, tuple[int, int]] = {}
         self._swept = False
@@ -240,7 +243,8 @@ class FileConnector(Connector):
     async def evict(self, key: str) -> bool:
         """Removes an object and returns whether it was there; raises what `get` raises.
 
-        Buffers that were read before stay valid, and keep the space on the disk.
+        Buffers that were read before stay valid, and keep the space on the disk. Of a key made by
+        `new_key` the registration goes as well, and who waits for it gets an ObjectLostError.
         """
         if not self._directory.remote:
             found = self._stat_sync(key)
@@ -254,12 +258,70 @@ class FileConnector(Connector):
             return [await self.evict(key) for key in keys]
         return await run_in_worker(lambda: [self.evict_sync(key) for key in keys])
 
+    async def new_key(self) -> str:
+        """Registers a key whose object will come later, and returns it.
+
+        The registration is an empty file, which stays until the key is set or evicted.
+
+        Raises:
+            StoreFullError: The file system, or this user's share of it, is full.
+            ConnectorUnavailableError: The directory cannot be written to.
+            ConnectorClosedError: This connector was closed.
+        """
+        if self._directory.remote:
+            return await run_in_worker(self._new_key_sync)
+        return self._new_key_sync()
+
+    async def set(self, key: str, frames: Frames) -> None:
+        """Publishes the object of a key made by `new_key` and wakes everyone who waits for it.
+
+        A cancelled set has published the whole object or nothing.
+
+        Raises:
+            KeyExistsError: It was set before.
+            ObjectLostError: The key is not registered here: it was evicted, or the directory is
+                gone or another one.
+            StoreFullError: The file system, or this user's share of it, is full.
+            ObjectTooLargeError: No file may be that large.
+            ConnectorUnavailableError: The directory cannot be written to.
+            ConnectorClosedError: This connector was closed.
+        """
+        bodies = views(frames)
+        if total(bodies) <= INLINE_BYTES and not self._directory.remote:
+            self._set_sync(bodies, key, _go_on)
+        else:
+
+            def set_it(claim: Claim[None]) -> None:
+                self._set_sync(bodies, key, claim.check)
+
+            await put_in_worker(set_it, _keep)
+
+    async def wait(self, key: str, timeout: float | None = None) -> None:
+        """Returns when `key` holds an object.
+
+        The kernel wakes who waits, except on network file systems and where its limits of inotify
+        are reached: there the directory is looked through, after a millisecond at first and after
+        a second at last.
+
+        Args:
+            key: A key made by `new_key`.
+            timeout: Seconds to wait at most; by default for as long as the key is registered.
+
+        Raises:
+            TimeoutError: The object did not come in time.
+            ObjectLostError: The key holds no object and is not registered: it was evicted, or the
+                directory is gone or another one.
+            ConnectorUnavailableError: The directory cannot be looked at.
+            ConnectorClosedError: This connector was closed, also while waiting.
+        """
+        await self._waiting.wait(key, timeout)
+
     async def aclose(self, *, clear: bool = False) -> None:
         """Ends the use of this instance. Nothing is held open, and what was published stays.
 
         Args:
-            clear: Also evict what was put through this instance, in this process. The directory
-                stays, since others may be about to use it.
+            clear: Also evict what was put or registered through this instance, in this process.
+                The directory stays, since others may be about to use it.
 
         Raises:
             ConnectorUnavailableError: The directory cannot be read or written.
@@ -267,6 +329,7 @@ class FileConnector(Connector):
         if not self._closed:
             self._closed = True
             self._to_clear = clear
+            self._waiting.end()
         if self._to_clear:  # also when an earlier call was cancelled before it came to this
             await run_in_worker(self._clear)
             self._to_clear = False
@@ -282,6 +345,7 @@ class FileConnector(Connector):
                 except FileNotFoundError:
                     pass
             if self._wrote:
+                self._registrations.clear(self._keys.is_mine)
                 self._clear_mine()
         except OSError as exc:
             raise translate(exc, self._directory) from exc
@@ -312,11 +376,11 @@ class FileConnector(Connector):
                 wrote = self._publisher.publish(
                     file_name(name), bodies, unique=key is None, check=check
                 )
+                if key is not None:
+                    # A put under a key that was registered is as good as its set.
+                    self._registrations.remove(key)
             except FileExistsError as exc:
-                raise KeyExistsError(
-                    f"the key {name!r} is taken in {self._directory.path}, and keys are write-once",
-                    hint="choose another key, or evict it first",
-                ) from exc
+                raise taken(name, self._directory) from exc
             except OSError as exc:
                 if exc.errno == errno.ENOENT and not os.path.isdir(self._directory.path):
                     # Not made yet, or removed by hand; an error if that is impossible.
@@ -328,6 +392,41 @@ class FileConnector(Connector):
             else:
                 self._chosen[key] = wrote
             return name
+
+    def _new_key_sync(self) -> str:
+        self._check_open()
+        key = self._keys.new()
+        try:
+            self._registrations.make(key)
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+        self._wrote = True
+        return key
+
+    def _set_sync(self, bodies: list[memoryview], key: str, check: Callable[[], None]) -> None:
+        self._check_open()
+
+        def check_again() -> None:
+            check()
+            self._registrations.refuse_set(key)
+
+        try:
+            self._registrations.refuse_set(key)
+            wrote = self._publisher.publish(file_name(key), bodies, unique=False, check=check_again)
+            if not self._keys.is_mine(key):
+                self._chosen[key] = wrote
+            self._registrations.settle(key, wrote)
+        except FileExistsError as exc:
+            raise taken(key, self._directory) from exc
+        except OSError as exc:
+            raise translate(exc, self._directory, total(bodies)) from exc
+
+    def _is_set_sync(self, key: str) -> bool:
+        self._check_open()
+        try:
+            return self._registrations.is_set(key)
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
 
     def _get_sync(self, key: str, limit: int | None) -> Buffer | None:
         self._check_open()
@@ -342,6 +441,7 @@ class FileConnector(Connector):
     def _evict_sync(self, key: str) -> bool:
         # Also undoes a put whose caller was cancelled, and closed the connector since.
         try:
+            self._registrations.remove(key)  # first: from here on no set can succeed
             os.unlink(self._path(key))
         except FileNotFoundError:
             self._chosen.pop(key, None)
@@ -384,5 +484,5 @@ def _go_on() -> None:
     pass
 
 
-def _keep(_: str) -> None:
+def _keep(_: object) -> None:
     pass
