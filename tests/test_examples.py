@@ -306,6 +306,26 @@ class TestService:
 # -- the notebook -------------------------------------------------------------------------------
 
 
+# Run before and after the notebook. A kernel warns of itself when it starts and ends, so errors are
+# made of warnings from the first cell on, in the workers too, and not of those.
+STRICT = (
+    """
+import os, warnings
+warnings.simplefilter("error")
+warnings.simplefilter("ignore", PendingDeprecationWarning)
+os.environ["PYTHONWARNINGS"] = "error"
+""",
+    """
+try:
+    warnings.warn("still")
+except UserWarning:
+    pass
+else:
+    raise AssertionError("warnings were no errors")
+""",
+)
+
+
 def notebook():
     return nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
 
@@ -326,13 +346,16 @@ class TestNotebook:
         """A Jupyter kernel runs it, warnings being errors, and it shows what is committed."""
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        # A kernel warns of itself when it is shut down.
-        monkeypatch.setenv("PYTHONWARNINGS", "error,ignore::PendingDeprecationWarning")
         fresh = notebook()
         for cell in fresh.cells:
             if cell.cell_type == "code":
                 cell.outputs = []
-        nbclient.NotebookClient(fresh, timeout=SECONDS, kernel_name="python3").execute()
+        around = [nbformat.v4.new_code_cell(source) for source in STRICT]
+        nbclient.NotebookClient(
+            nbformat.v4.new_notebook(cells=[around[0], *fresh.cells, around[1]]),
+            timeout=SECONDS,
+            kernel_name="python3",
+        ).execute()
         assert not [
             o for c in fresh.cells for o in c.get("outputs", []) if o.get("name") == "stderr"
         ]
