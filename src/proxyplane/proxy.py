@@ -77,9 +77,14 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
     """A stand-in for an object that is fetched when it is first used.
 
     ``isinstance``, ``hash``, ``repr`` and the probes of asyncio and other frameworks are answered
-    from what the proxy knows about its target, without fetching it. Everything else fetches it
-    once, whoever asks, and then goes straight to it. ``await proxy`` gives the target itself
-    without ever blocking the running event loop.
+    from what the proxy knows about its target, without fetching it; where nobody told it the
+    type, ``isinstance`` fetches. Everything else fetches it once, whoever asks, and then goes
+    straight to it. ``await proxy`` gives the target itself without ever blocking the running event
+    loop.
+
+    A proxy does what its target does, in Python. C code that looks at the very type of what it is
+    given (``json.dumps``, ``a_text.join([proxy])``, ``raise proxy``) refuses it: pass it
+    ``await proxy`` or ``extract(proxy)``.
 
     Args:
         factory: Called without arguments, once, to get the target; see `proxyplane.Factory`.
