@@ -114,4 +114,4 @@ class Known(Operation[R]):
 
     def work(self) -> R:
         """The result."""
-        return cast(R, self._result)
+        return self._result

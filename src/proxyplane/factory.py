@@ -24,7 +24,7 @@ EVICT = 1
 
 
 class CallableSource(Generic[T]):
-    """Any callable as the source of a flight; see `proxyplane._runtime.flights.Source`.
+    """Any callable as the source of a flight; see `proxyplane._runtime.source.Source`.
 
     A blocked thread calls it directly. For a waiting loop it is called on a thread of its own,
     unless it is a `Factory` that can be awaited.
@@ -193,7 +193,7 @@ class StoreFactory(Factory[T]):
                 key = packed if packed.hex() == self.key else self.key
         return self.reference, key, EVICT if self.evict else 0
 
-    # -- as the source of a flight; see `proxyplane._runtime.flights.Source` --------------------
+    # -- as the source of a flight; see `proxyplane._runtime.source.Source` --------------------
 
     def refuse_cycle(self) -> None:
         """Reading needs no proxy."""

@@ -14,7 +14,7 @@ from proxyplane.config import OnBlocking, default_on_blocking
 from proxyplane.exceptions import BlockingCallError, BlockingResolveWarning
 
 # pathlib takes three milliseconds to import, and nothing else here needs it.
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def about_to_block(what: Callable[[], str], policy: OnBlocking | None = None) -> None:

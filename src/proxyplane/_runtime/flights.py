@@ -19,48 +19,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import copy
 import enum
+import queue
 import threading
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from proxyplane._runtime.fork import on_fork
-from proxyplane._runtime.io_thread import LIVENESS_INTERVAL, IOThread, Outcome, io_thread, loop_gone
-from proxyplane._runtime.workers import run_in_worker
+from proxyplane._runtime.io_thread import (
+    LIVENESS_INTERVAL,
+    IOThread,
+    Outcome,
+    Spawned,
+    io_thread,
+    linger_at_exit,
+    loop_gone,
+)
+from proxyplane._runtime.source import Source, as_raised
+from proxyplane._runtime.workers import Workers
 from proxyplane.cache import MISSING
-from proxyplane.exceptions import ProxyResolveCycleError, ProxyResolveError
-
-
-class Source(Protocol):
-    """Where a flight gets its object from."""
-
-    @property
-    def works_here(self) -> bool:
-        """Whether `work` can be called in the thread that asks, with no need of a loop."""
-        ...
-
-    def work(self) -> Any:
-        """Fetches and decodes in this thread; may block."""
-        ...
-
-    @property
-    def works_anywhere(self) -> bool:
-        """Whether there is nothing but `work`: no `fetch`, so a loop calls it on a thread."""
-        ...
-
-    async def fetch(self) -> Any:
-        """Fetches, on the I/O loop; what it returns goes to `decode`."""
-        ...
-
-    def decode(self, fetched: Any) -> Any:
-        """Makes the object, in a thread that may be stalled."""
-        ...
-
-    def decoding_stalls(self, fetched: Any) -> bool:
-        """Whether decoding takes too long for the thread of a running loop."""
-        ...
+from proxyplane.exceptions import IOThreadError, ProxyResolveCycleError
 
 
 class State(enum.Enum):
@@ -77,12 +56,18 @@ class _Process:
     """The flights of this process."""
 
     def __init__(self) -> None:
+        # For decoders and for factories, which may block for as long as they like: so neither
+        # takes the threads of the other, nor those of the library's I/O.
+        self.decoders = Workers(32, "proxyplane-decode")
+        self.factories = Workers(256, "proxyplane-factory")
+        self.helpers = Workers(1)
         self.after_fork_in_child()
         on_fork(self)
 
     def after_fork_in_child(self) -> None:
         # Re-entrant: a finaliser that the collector runs inside of a critical section may touch
-        # a proxy. The sections are short and never call out.
+        # a proxy. The sections are short and never call out. The I/O thread does not wait for the
+        # lock: such a finaliser may be waiting for the I/O thread.
         self.lock = threading.RLock()
         self.flights: dict[Hashable, Flight] = {}
         # Which flight a blocked thread waits for: the edges along which a cycle is found.
@@ -99,16 +84,16 @@ class Flight:
         self.key = key
         self.source = source
         self.state = State.NEW
-        self.deliveries: list[Callable[[Any], object]] = []
+        self.deliveries: dict[Callable[[Any], object], None] = {}
         self.interest = 0
         self.background = False
-        self._wakers: list[Callable[[], object]] = []
+        self._wakers: dict[Callable[[], object], None] = {}
         # Whether the next step is on its way to some other thread. Until it starts there, a
         # blocked thread may still take it: the one on its way could need this very thread's loop.
         self._dispatched = False
         self._worker: int | None = None
         self._io: IOThread | None = None
-        self._cancel: Callable[[], object] = lambda: None
+        self._spawned: Spawned | None = None
         self._fetched: Any = MISSING
         self._outcome: Outcome[Any] | None = None
 
@@ -117,102 +102,163 @@ class Flight:
     def wait_blocking(self) -> Any:
         """Blocks this thread until the object is there; works itself where it can."""
         me = threading.get_ident()
-        while True:
-            self._work()
-            with _process.lock:
-                if self.state is State.DONE:
-                    return self._unwrap()
-                if self.state is State.FETCHED:  # it came this moment
-                    continue
+        # A queue, because waking somebody twice does no harm; see `_wake`.
+        woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        wake = partial(woken.put, None)
+        outer = _process.waits.get(me)  # a signal handler or a finaliser may wait inside of a wait
+        try:
+            while True:
+                self._work()
                 if self.state is State.NEW:
                     self._launch()
-                self._refuse_cycle(me)
-                woken = threading.Lock()
-                woken.acquire()
-                self._wakers.append(woken.release)
-                _process.waits[me] = self
-            try:
-                while not woken.acquire(timeout=LIVENESS_INTERVAL):
-                    if self._io is not None and not self._io.is_alive:
-                        self._settle(Outcome(None, loop_gone()))
-            finally:
+                with _process.lock:
+                    if self.state is State.DONE:
+                        break
+                    if self.state is State.FETCHED:  # it came this moment
+                        continue
+                    self._refuse_cycle(me)
+                    self._wakers[wake] = None
+                    _process.waits[me] = self
+                self._sleep(woken)
+        finally:
+            self._wakers.pop(wake, None)
+            if outer is None:
                 _process.waits.pop(me, None)
+            else:
+                _process.waits[me] = outer
+        if self._outcome is not None and isinstance(self._outcome.error, IOThreadError):
+            linger_at_exit()
+        return self._unwrap()
+
+    def _sleep(self, woken: queue.SimpleQueue[None]) -> None:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return woken.get(timeout=LIVENESS_INTERVAL)
+            if self._io is not None and not self._io.is_alive:
+                self._settle(Outcome(None, loop_gone()))
 
     async def wait(self) -> Any:
         """Waits, on the running loop and without stalling it, until the object is there."""
         loop = asyncio.get_running_loop()
         while True:
-            decode = stalls = False
+            if self.state is State.NEW:
+                self._launch()
             with _process.lock:
                 if self.state is State.DONE:
-                    return self._unwrap()
-                if self.state is State.NEW:
-                    self._launch()
-                if self.state is State.FETCHED and not self._dispatched:
-                    decode = self._dispatched = True
-                    stalls = self.source.decoding_stalls(self._fetched)
-                else:
+                    break
+                ready = self.state is State.FETCHED and not self._dispatched
+                if ready and self.source.decoding_stalls(self._fetched):
+                    with contextlib.suppress(IOThreadError):  # no threads any more: do it here
+                        self._dispatch(_process.decoders)
+                        ready = False
+                if not ready:
                     woken = loop.create_future()
-                    self._wakers.append(partial(_wake_loop, loop, woken))
-            if not decode:
-                await woken
-            elif not stalls:
+                    wake = partial(_wake_loop, loop, woken)
+                    self._wakers[wake] = None
+            if ready:
                 self._work()
-            else:
-                await self._work_in_worker()
+                continue
+            try:
+                await woken
+            finally:
+                self._wakers.pop(wake, None)
+        return self._unwrap()
 
     def start(self) -> None:
         """Lets the flight go on in the background, up to the decoded object."""
         with _process.lock:
             self.background = True
-            if self.state is State.NEW:
-                self._launch()
+        self._launch()
+
+    def leave(self) -> None:
+        """Takes back the interest of one waiter; the last one cancels what nobody wants."""
+        with _process.lock:
+            self.interest -= 1
+            if self.interest or self.state in (State.WORKING, State.DONE):
+                return
+            # What was fetched may be gone from where it was, if to fetch it was a claim on it.
+            self.background |= self.source.claims and self.state is not State.NEW
+            if self.background:
+                self._go_on_behind()
+                return
+            # A step that is on its way to some thread finds that there is nothing to do.
+            dropped = self._end()
+            spawned, io = self._spawned, self._io
+        del dropped  # user code may run here
+        if spawned is not None and io is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                io.loop.call_soon_threadsafe(spawned.cancel)
 
     # -- progress ---------------------------------------------------------------------------
 
     def _launch(self) -> None:
-        if self._dispatched:
-            return
-        if self.source.works_anywhere:
-            # A thread of its own: user code may block for as long as it likes, and a daemon
-            # thread does not keep the process from ending.
-            context = contextvars.copy_context()
-            threading.Thread(
-                target=context.run, args=(self._work,), name="proxyplane-factory", daemon=True
-            ).start()
-        else:
-            self._io = io_thread()
-            spawned = self._io.spawn(self.source.fetch(), self._on_fetched)
-            self._cancel = partial(self._io.loop.call_soon_threadsafe, spawned.cancel)
-            self.state = State.FETCHING
+        """Sets a new flight going."""
+        try:
+            io = None if self.source.works_anywhere else io_thread()
+            with _process.lock:
+                if self.state is not State.NEW or self._dispatched:
+                    return
+                if io is None:
+                    self._dispatch(_process.factories)
+                    return
+                self._io = io
+                self.state = State.FETCHING
+                try:
+                    self._spawned = io.spawn(self.source.fetch(), self._on_fetched)
+                except BaseException:
+                    self.state = State.NEW
+                    raise
+        except IOThreadError as error:
+            self._settle(Outcome(None, error))
+
+    def _dispatch(self, workers: Workers) -> None:
+        """Has a worker do the next step."""
         self._dispatched = True
+        try:
+            workers.submit(partial(contextvars.copy_context().run, self._work))
+        except BaseException:
+            self._dispatched = False
+            raise
 
     def _on_fetched(self, outcome: Outcome[Any]) -> None:
-        if outcome.error is not None:
-            if isinstance(outcome.error, asyncio.CancelledError):
-                outcome = Outcome(None, loop_gone())
-            self._settle(outcome)
-            return
-        with _process.lock:
-            self._fetched = outcome.result
-            self.state = State.FETCHED
-            self._dispatched = in_background = self.background and self.interest == 0
-            self._wake()
-        if in_background and self._io is not None:
-            self._io.spawn(self._work_in_worker(), lambda _: None)
+        """Runs on the I/O thread, which waits for nobody and drops nothing of the user's."""
+        if outcome.error is None and _process.lock.acquire(blocking=False):
+            try:
+                self._land(outcome)
+            finally:
+                _process.lock.release()
+        else:
+            try:
+                _process.helpers.submit(partial(self._land, outcome))
+            except IOThreadError:  # the interpreter is exiting
+                self._land(outcome)
 
-    async def _work_in_worker(self) -> None:
-        try:
-            await run_in_worker(self._work)
-        finally:
-            # Cancelled before a thread took it: somebody else must.
-            with _process.lock:
-                if self.state is State.FETCHED:
-                    self._dispatched = False
-                    self._wake()
+    def _land(self, outcome: Outcome[Any]) -> None:
+        with _process.lock:
+            if self.state not in (State.NEW, State.FETCHING):
+                return  # nobody wants it any more
+            if outcome.error is None:
+                self._fetched = outcome.result
+                self.state = State.FETCHED
+                self._wake()
+                self._go_on_behind()
+                return
+        self._settle(outcome)
+
+    def _go_on_behind(self) -> None:
+        """Has a flight in the background decoded when nobody waits who would do that."""
+        if (
+            self.background
+            and not self.interest
+            and self.state is State.FETCHED
+            and not self._dispatched
+        ):
+            with contextlib.suppress(IOThreadError):  # exiting: nobody will ask
+                self._dispatch(_process.decoders)
 
     def _work(self) -> None:
         """Does in this thread what a thread can do now, if there is anything."""
+        outcome: Outcome[Any] | None = None
         me = threading.get_ident()
         try:
             with _process.lock:
@@ -225,70 +271,74 @@ class Flight:
                 self._worker = me
                 self.state = State.WORKING
             try:
-                outcome: Outcome[Any] = Outcome(job(), None)
-            except Exception as error:
+                outcome = Outcome(job(), None)
+            except BaseException as error:
+                if not isinstance(error, Exception) and _in_main_thread():
+                    raise
                 outcome = Outcome(None, error)
             self._settle(outcome)
         except BaseException:
-            # Ctrl-C in this thread says nothing about the object: another waiter goes on.
-            with _process.lock:
-                if self.state is State.WORKING and self._worker == me:
-                    self.state = State.NEW if self._fetched is MISSING else State.FETCHED
-                    self._worker = None
-                    self._dispatched = False
-                    self._wake()
+            # Ctrl-C, or a signal handler that raises: that says nothing about the object.
+            if outcome is not None:
+                self._settle(outcome)
+            else:
+                self._give_back(me)
             raise
+        finally:
+            del outcome  # an exception refers to this frame: break the cycle
+
+    def _give_back(self, me: int) -> None:
+        """Another waiter goes on."""
+        with _process.lock:
+            if self.state is State.WORKING and self._worker == me:
+                self.state = State.NEW if self._fetched is MISSING else State.FETCHED
+                self._worker = None
+                self._dispatched = False
+                self._wake()
 
     def _settle(self, outcome: Outcome[Any]) -> None:
+        """Ends the flight. Interrupted, it can be called again and does the rest."""
         with _process.lock:
             if self.state is State.DONE:
+                self._wake()
                 return
-            self.state = State.DONE
             self._outcome = outcome
-            self._fetched = MISSING
-            if _process.flights.get(self.key) is self:
-                del _process.flights[self.key]
             if outcome.error is None:
                 # Before anyone can find the flight gone: nobody fetches a second time.
                 for deliver in self.deliveries:
                     deliver(outcome.result)
-            self.deliveries.clear()
+            dropped = self._end()
             self._wake()
+        del dropped  # user code may run here
+
+    def _end(self) -> object:
+        """The last state; what it returns is to be dropped outside of the lock."""
+        dropped = self.deliveries, self._fetched
+        if _process.flights.get(self.key) is self:
+            del _process.flights[self.key]
+        self.state = State.DONE
+        self.deliveries = {}
+        self._fetched = MISSING
+        return dropped
 
     def _wake(self) -> None:
-        wakers, self._wakers = self._wakers, []
-        for wake in wakers:
+        # Interrupted between any two lines, the next call wakes those that are left.
+        while self._wakers:
+            wake = next(iter(self._wakers))
             wake()
-
-    def leave(self) -> None:
-        """Takes back the interest of one waiter; the last one cancels what nobody wants."""
-        with _process.lock:
-            self.interest -= 1
-            if self.interest or self.background or self.state in (State.WORKING, State.DONE):
-                return
-            if _process.flights.get(self.key) is self:
-                del _process.flights[self.key]
-            cancel = self._cancel
-        with contextlib.suppress(RuntimeError):  # its loop is closed
-            cancel()
+            self._wakers.pop(wake, None)
 
     # -- outcome ----------------------------------------------------------------------------
 
     def _unwrap(self) -> Any:
-        assert self._outcome is not None
-        error = self._outcome.error
-        if error is None:
-            return self._outcome.result
-        if isinstance(error, ProxyResolveError):
-            # A copy for each waiter: a shared exception would collect everybody's traceback.
-            again = copy.copy(error)
-            again.__cause__ = error.__cause__
-            raise again
-        if isinstance(error, Exception):
-            raise ProxyResolveError(
-                f"could not resolve {self.source}: {type(error).__name__}: {error}", cause=error
-            ) from error
-        raise error
+        outcome = self._outcome
+        assert outcome is not None
+        if outcome.error is None:
+            return outcome.result
+        try:
+            raise as_raised(outcome.error, self.source)
+        finally:
+            del outcome, self  # an exception refers to this frame: break the cycle
 
     def _refuse_cycle(self, me: int) -> None:
         """Raises if a thread on whose work this flight depends is the calling one."""
@@ -325,9 +375,13 @@ def join(
         flight = _process.flights.get(key)
         if flight is None:
             flight = _process.flights[key] = Flight(key, source)
-        flight.deliveries.append(deliver)
+        flight.deliveries[deliver] = None
         flight.interest += 1
         return flight
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _wake_loop(loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:

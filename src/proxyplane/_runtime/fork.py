@@ -30,6 +30,28 @@ def on_fork(obj: ForkAware) -> None:
     _aware[token] = weakref.ref(obj, lambda _: _aware.pop(token, None))
 
 
+def keep_for_ever(*objects: object) -> None:
+    """Sees to it that objects of the parent's are never destroyed in this process.
+
+    Connections that are destroyed unregister themselves, and that from an epoll set which is still
+    the parent's: its loop would never hear of them again. A reference from a module is not enough,
+    because the interpreter clears modules when it ends.
+    """
+    import ctypes  # imported by `prepare_to_keep` before the fork
+
+    for one in objects:
+        _kept.append(one)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+
+
+def prepare_to_keep() -> None:
+    """Imports what `keep_for_ever` needs: a forked child should not import."""
+    import ctypes  # noqa: F401
+
+
+_kept: list[object] = []
+
+
 def _reset() -> None:
     for ref in list(_aware.values()):
         obj = ref()

@@ -9,15 +9,18 @@ plain callables called, elsewhere.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import contextvars
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar, cast
 
-from proxyplane._runtime.fork import on_fork
+from proxyplane._runtime.fork import keep_for_ever, on_fork, prepare_to_keep
+from proxyplane._runtime.workers import WORKERS_PER_LOOP
 from proxyplane.exceptions import BlockingCallError, IOThreadError
 
 T = TypeVar("T")
@@ -27,32 +30,31 @@ logger = logging.getLogger("proxyplane")
 LIVENESS_INTERVAL = 1.0
 # How long leaving the process, or an interrupted call, waits for clean-up, in seconds.
 CLEANUP_TIMEOUT = 2.0
+# How long a daemon thread sleeps, at exit, before it is told that its call will never end: longer
+# than an exit takes, which ends such threads without a word.
+DAEMON_GRACE = 5.0
 
 
 class IOThread:
-    """An event loop running on a daemon thread."""
+    """An event loop running on a daemon thread.
+
+    Raises:
+        IOThreadError: No thread can be started: the interpreter is exiting, or the system's limit
+            is reached.
+    """
 
     def __init__(self) -> None:
-        # Made here and run there, so that nobody waits for the thread to get going: what is
-        # scheduled before it does is run once it does, and the caller may be on a loop.
         self.loop = _new_event_loop()
         self._stop: asyncio.Future[None] = self.loop.create_future()
-        self._stopping = False
+        self._spawned: set[Spawned] = set()
+        self.ending = False
         # A plain daemon thread: a non-daemon one would keep the process from ending.
         self._thread = threading.Thread(target=self._main, name="proxyplane-io", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError as error:  # no thread can be started while the interpreter exits
+        except RuntimeError as error:
             self.loop.close()
             raise loop_gone() from error
-
-    def _main(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
-            runner.run(self._serve())
-            self._stopping = True
-
-    async def _serve(self) -> None:
-        await self._stop
 
     @property
     def is_alive(self) -> bool:
@@ -62,25 +64,31 @@ class IOThread:
     @property
     def is_current(self) -> bool:
         """Whether the caller runs on this thread."""
-        return threading.get_ident() == self._thread.ident
+        # The id of a thread that has ended is given to another one.
+        return threading.get_ident() == self._thread.ident and self._thread.is_alive()
 
-    def spawn(
-        self,
-        coro: Coroutine[Any, Any, T],
-        done: Callable[[Outcome[T]], None],
-    ) -> Spawned:
-        """Runs `coro` as a task on the loop and calls ``done(outcome)`` on its thread.
+    # -- work -------------------------------------------------------------------------------------
+
+    def spawn(self, coro: Coroutine[Any, Any, T], done: Callable[[Outcome[T]], object]) -> Spawned:
+        """Runs `coro` as a task on the loop and calls ``done(outcome)`` on its thread, once.
+
+        Also when the loop ends: the outcome is an IOThreadError then.
 
         Raises:
             IOThreadError: The loop has ended.
         """
-        spawned = Spawned(coro, done)
-        try:
-            self.loop.call_soon_threadsafe(spawned.start, self.loop)
-        except RuntimeError as error:  # the loop is closed
-            coro.close()
-            raise loop_gone() from error
+        spawned = Spawned(self, coro, done)
+        self._schedule(spawned)
         return spawned
+
+    def _schedule(self, spawned: Spawned) -> None:
+        self._spawned.add(spawned)
+        try:
+            self.loop.call_soon_threadsafe(spawned.start)
+        except RuntimeError as error:  # the loop is closed
+            self._spawned.discard(spawned)
+            spawned.coro.close()
+            raise loop_gone() from error
 
     def run(self, coro: Coroutine[Any, Any, T]) -> T:
         """Runs `coro` on the loop, blocks until it ended and returns its result.
@@ -100,41 +108,38 @@ class IOThread:
             )
         finished = threading.Lock()
         finished.acquire()
-        outcome: list[Outcome[T]] = []
+        outcomes: list[Outcome[T]] = []
 
-        def done(result: Outcome[T]) -> None:
-            outcome.append(result)
+        def done(outcome: Outcome[T]) -> None:
+            outcomes.append(outcome)
             finished.release()
 
-        spawned = self.spawn(coro, done)
+        spawned = Spawned(self, coro, done)
         try:
-            self._wait(finished)
+            self._schedule(spawned)
+            # A wait without end on a thread that died would hang for ever.
+            while not finished.acquire(timeout=LIVENESS_INTERVAL):
+                if not self.is_alive:
+                    raise loop_gone()
         except IOThreadError:
-            spawned.abandon()
+            linger_at_exit()
             raise
         except BaseException:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self.loop.call_soon_threadsafe(spawned.cancel)
-                finished.acquire(timeout=CLEANUP_TIMEOUT)
+                if not outcomes:
+                    finished.acquire(timeout=CLEANUP_TIMEOUT)
+            outcomes.clear()
             raise
-        try:
-            return outcome[0].unwrap()
-        except asyncio.CancelledError as error:
-            if self._stopping or self._stop.done():
-                raise loop_gone() from error
-            raise
-        finally:
-            outcome.clear()  # an exception refers to this frame: break the cycle
+        if isinstance(outcomes[0].error, IOThreadError):
+            linger_at_exit()
+        return outcomes.pop().unwrap()
 
-    def _wait(self, finished: threading.Lock) -> None:
-        # A wait without end on a thread that died would hang for ever.
-        while not finished.acquire(timeout=LIVENESS_INTERVAL):
-            if not self.is_alive:
-                raise loop_gone()
+    # -- end --------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Cancels what runs, closes clients and ends the thread; waits for a bounded time."""
-        self._stopping = True
+        self.ending = True
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self._end)
         self._thread.join(CLEANUP_TIMEOUT)
@@ -142,6 +147,38 @@ class IOThread:
     def _end(self) -> None:
         if not self._stop.done():
             self._stop.set_result(None)
+
+    def _main(self) -> None:
+        try:
+            self.loop.run_until_complete(self._stop)
+        except BaseException:
+            logger.exception("proxyplane's event-loop thread died")
+        self.ending = True
+        try:
+            self.loop.run_until_complete(self._clean_up())
+            self.loop.close()
+        except BaseException:
+            logger.exception("proxyplane's event loop did not close")
+        finally:
+            for spawned in list(self._spawned):
+                spawned.finish(Outcome(None, loop_gone()))
+                spawned.coro.close()
+
+    async def _clean_up(self) -> None:
+        loop, me = self.loop, asyncio.current_task()
+        give_up = loop.time() + CLEANUP_TIMEOUT / 2
+        # More than once: a task may have been on its way to the loop, or make another one.
+        while tasks := asyncio.all_tasks() - {me}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=max(0.0, give_up - loop.time()))
+            if loop.time() >= give_up:
+                break
+        for task in tasks:  # those that refuse to end; asyncio would complain of them on stderr
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLEANUP_TIMEOUT / 4):
+                await loop.shutdown_asyncgens()
 
 
 class Outcome(Generic[T]):
@@ -154,134 +191,164 @@ class Outcome(Generic[T]):
         self.error = error
 
     def unwrap(self) -> T:
-        """Returns the result or raises."""
-        if self.error is not None:
-            raise self.error
+        """Returns the result or raises; once."""
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame: break the cycle
         return cast(T, self.result)
 
 
 class Spawned:
     """A coroutine on its way to, or running on, the loop of an `IOThread`."""
 
-    __slots__ = ("_cancelled", "_context", "_coro", "_done", "_task")
+    __slots__ = ("_context", "_done", "_task", "_thread", "coro")
 
-    def __init__(self, coro: Coroutine[Any, Any, T], done: Callable[[Outcome[T]], None]) -> None:
-        self._coro = coro
+    def __init__(
+        self,
+        thread: IOThread,
+        coro: Coroutine[Any, Any, T],
+        done: Callable[[Outcome[T]], object],
+    ) -> None:
+        self.coro = coro
+        self._thread = thread
         self._done = done
         self._context = contextvars.copy_context()
-        self._cancelled = False
         self._task: asyncio.Task[None] | None = None  # the strong reference that loops do not keep
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Makes the task; on the loop's thread."""
-        self._task = _make_task(self._run(), loop, self._context)
-        if self._cancelled:
-            self._task.cancel()
+    # Each of these runs on the loop's thread.
+
+    def start(self) -> None:
+        """Makes the task."""
+        if self in self._thread._spawned:
+            self._task = _make_task(self._run(), self._thread.loop, self._context)
 
     def cancel(self) -> None:
-        """Cancels the task; on the loop's thread."""
-        self._cancelled = True
+        """Cancels the task."""
         if self._task is not None:
+            self._task.add_done_callback(self._ended)
             self._task.cancel()
+        else:  # the one who spawned it was interrupted before it was on its way
+            self._thread._spawned.add(self)
+            self._ended()
 
-    def abandon(self) -> None:
-        """Closes a coroutine that never started because its loop has ended."""
-        if self._task is None:
-            self._coro.close()
+    def _ended(self, task: object = None) -> None:
+        # A task that is cancelled before its first step never enters its coroutine.
+        self.finish(Outcome(None, asyncio.CancelledError()))
+        self.coro.close()
+
+    def finish(self, outcome: Outcome[Any]) -> None:
+        """Tells the outcome; not a second time."""
+        try:
+            self._thread._spawned.remove(self)
+        except KeyError:
+            return
+        if self._thread.ending and isinstance(outcome.error, asyncio.CancelledError):
+            outcome = Outcome(None, loop_gone())
+        self._done(outcome)
 
     async def _run(self) -> None:
         # Whatever ends the coroutine is carried, KeyboardInterrupt and SystemExit of user code
         # included: asyncio would let those two end the loop, and with it everybody's work.
         try:
-            outcome = Outcome[Any](await self._coro, None)
-        except BaseException as error:
+            outcome = Outcome[Any](await self.coro, None)
+        except BaseException as error:  # noqa: BLE001 - carried
             outcome = Outcome[Any](None, error)
-        self._done(outcome)
+        try:
+            self.finish(outcome)
+        finally:
+            del outcome  # an exception refers to this frame: break the cycle
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
+    # An executor cannot be imported, nor uvloop which imports it, when the interpreter exits.
     try:
         import uvloop  # optional: faster, where it is installed
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+
+        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    except (ImportError, RuntimeError):
+        loop = asyncio.new_event_loop()
+    with contextlib.suppress(RuntimeError):
+        from proxyplane._runtime.executor import DaemonExecutor
+
+        loop.set_default_executor(DaemonExecutor(WORKERS_PER_LOOP))
+    return loop
 
 
-if sys.version_info >= (3, 12):
-
-    def _make_task(
-        coro: Coroutine[Any, Any, None],
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context,
-    ) -> asyncio.Task[None]:
+def _make_task(
+    coro: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, context: contextvars.Context
+) -> asyncio.Task[None]:
+    if sys.version_info >= (3, 12):
         # The first step runs at once, so a call that need not wait costs no turn of the loop.
         return asyncio.Task(coro, loop=loop, context=context, eager_start=True)
-
-else:
-
-    def _make_task(
-        coro: Coroutine[Any, Any, None],
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context,
-    ) -> asyncio.Task[None]:
-        return loop.create_task(coro, context=context)
+    return loop.create_task(coro, context=context)
 
 
 def loop_gone() -> IOThreadError:
     """The error of whoever waits for a loop that has ended."""
     return IOThreadError(
         "proxyplane's event-loop thread has ended",
-        hint="the interpreter is exiting; finish blocking calls before the main thread ends",
+        hint="the interpreter is exiting; close stores and finish blocking calls before that",
     )
+
+
+def linger_at_exit() -> None:
+    """Lets a daemon thread, whose call will not end because the process exits, do so quietly.
+
+    Raising would print a traceback; never to return would hang whoever joins the thread.
+    """
+    if _process.exiting and threading.current_thread().daemon:
+        time.sleep(DAEMON_GRACE)
 
 
 class _Process:
     """The I/O thread of this process, if it was needed yet."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.thread: IOThread | None = None
-        self._abandoned: IOThread | None = None
-        self._exit_hooked = False
+        self.exiting = False
+        self._hooked = False
+        self.after_fork_in_child()
         on_fork(self)
 
     def after_fork_in_child(self) -> None:
-        self.lock = threading.Lock()
+        # Re-entrant: the collector may run a finaliser in the middle that comes here too.
+        self.lock = threading.RLock()
         if self.thread is not None:
             # Kept, not closed: closing the copy of a loop would unregister its descriptors from
             # the epoll set that is still the parent's.
-            self._abandoned, self.thread = self.thread, None
+            keep_for_ever(self.thread)
+            self.thread = None
 
     def get(self) -> IOThread:
         thread = self.thread
         if thread is not None and thread.is_alive:
             return thread
         with self.lock:
-            if self.thread is None:
-                self._hook_exit()
-                self.thread = IOThread()
-            elif not self.thread.is_alive:
-                if self.thread._stopping:
-                    raise loop_gone()
+            before = self.thread
+            if before is not None and before.is_alive:
+                return before
+            if self.exiting:
+                raise loop_gone()
+            if not self._hooked:
+                # Run after the interpreter has waited for the user's threads, which may need the
+                # loop until they end, and before what was registered earlier, which may not.
+                atexit.register(self._at_exit)
+                self._hooked = True
+            if before is not None:
                 logger.error("proxyplane's event-loop thread died; starting another")
-                self.thread = IOThread()
-            return self.thread
-
-    def _hook_exit(self) -> None:
-        if self._exit_hooked:
-            return
-        # Hooks of `threading` run before it joins threads and before `atexit`; those registered
-        # later run first. Importing concurrent.futures.thread registers its own hook, which
-        # forbids new work in executors, so it must come before ours to run after it.
-        import concurrent.futures.thread  # noqa: F401
-
-        try:
-            threading._register_atexit(self._at_exit)  # type: ignore[attr-defined]
-        except RuntimeError as error:  # shutdown has begun
-            raise loop_gone() from error
-        self._exit_hooked = True
+            prepare_to_keep()
+            made = IOThread()
+            if self.thread is before:
+                self.thread = made
+                return made
+        made.stop()  # a finaliser was here first
+        return self.get()
 
     def _at_exit(self) -> None:
+        self.exiting = True
         if self.thread is not None:
             self.thread.stop()
 

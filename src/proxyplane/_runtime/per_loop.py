@@ -14,7 +14,7 @@ import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, TypeVar
 
-from proxyplane._runtime.fork import on_fork
+from proxyplane._runtime.fork import keep_for_ever, on_fork, prepare_to_keep
 
 C = TypeVar("C")
 
@@ -41,7 +41,7 @@ class PerLoop(Generic[C]):
 
     def after_fork_in_child(self) -> None:
         # The parent owns the sockets; closing them here would say goodbye on its connections.
-        self._abandoned = self._entries
+        keep_for_ever(*self._entries.items())
         self._reset()
 
     async def get(self) -> C:
@@ -55,6 +55,7 @@ class PerLoop(Generic[C]):
             # without shutting down its generators left behind is dropped here.
             for stale in [one for one in self._entries if one.is_closed()]:
                 del self._entries[stale]
+        prepare_to_keep()
         client = self._make()
         guard = self._guard(loop, client)
         with self._lock:
