@@ -8,20 +8,23 @@ import pickle
 import pytest
 
 import proxyplane
-from proxyplane import FileConnector, LocalConnector, aresolve, is_resolved
+from proxyplane import FileConnector, LocalConnector, RedisConnector, aresolve, is_resolved
 from support.steps import cancelled_at
 
 BIG = [0] * 300_000  # encoded and decoded on a worker
 
 
 @pytest.fixture(params=["local", "file", "redis"])
-async def store(request, tmp_path):
+def connector(request, tmp_path):
     if request.param == "local":
-        connector = LocalConnector()
-    elif request.param == "file":
-        connector = FileConnector(tmp_path / "objects")
-    else:
-        connector = proxyplane.RedisConnector(request.getfixturevalue("redis_url"))
+        return LocalConnector()
+    if request.param == "file":
+        return FileConnector(tmp_path / "objects")
+    return RedisConnector(request.getfixturevalue("redis_url"))
+
+
+@pytest.fixture
+async def store(connector):
     async with proxyplane.Store("s", connector, cache_size=0) as store:
         await store.put(0)
         yield store
