@@ -1,0 +1,103 @@
+"""Every connector of the package passes the public suite, with its shortcut and without."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+
+import pytest
+from redis import Redis
+
+from proxyplane.connectors._file_dir import UNPUBLISHED
+from proxyplane.connectors._file_io import file_name
+from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.local import LocalConnector, _Entry
+from proxyplane.connectors.redis import RedisConnector
+from proxyplane.testing import ConnectorTests, CoroutinesOnly
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=["shortcut", "coroutines"])
+def dressed(request):
+    """Gives a connector as it is, or with its shortcut hidden."""
+    return CoroutinesOnly if request.param == "coroutines" else lambda connector: connector
+
+
+class TestLocal(ConnectorTests):
+    process_local = True
+
+    @pytest.fixture
+    def connector(self, dressed):
+        made = LocalConnector()
+        self.entries = made._medium.entries
+        return dressed(made)
+
+    def read_raw(self, key):
+        entry = self.entries.get(key)
+        return None if entry is None else bytes(entry.body)
+
+    def write_raw(self, key, data):
+        self.entries[key] = _Entry(object(), memoryview(data))
+
+    def delete_raw(self, key):
+        del self.entries[key]
+
+    def count_raw(self):
+        return len(self.entries)
+
+
+class TestFile(ConnectorTests):
+    @pytest.fixture
+    def connector(self, dressed, tmp_path):
+        self.directory = tmp_path / "objects"
+        return dressed(FileConnector(self.directory))
+
+    def read_raw(self, key):
+        try:
+            return (self.directory / file_name(key)).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_raw(self, key, data):
+        (self.directory / file_name(key)).write_bytes(data)
+
+    def delete_raw(self, key):
+        (self.directory / file_name(key)).unlink()
+
+    def count_raw(self):
+        return len({*os.listdir(self.directory)} - {UNPUBLISHED})
+
+    def break_medium(self):
+        shutil.rmtree(self.directory)
+        self.directory.write_bytes(b"not a directory any more")
+
+
+class TestRedis(ConnectorTests):
+    @pytest.fixture
+    def connector(self, request, redis_server):
+        if request.node.name == "test_a_broken_medium_is_a_connector_error":
+            redis_server = request.getfixturevalue("own_redis_server")()
+        self.server = redis_server
+        self.namespace = f"conformance-{next(_numbers)}"
+        with Redis(unix_socket_path=redis_server.socket_path) as self.client:
+            yield RedisConnector(redis_server.url, namespace=self.namespace)
+
+    def name(self, key):
+        return f"{self.namespace}:{key}".encode()
+
+    def read_raw(self, key):
+        return self.client.get(self.name(key))
+
+    def write_raw(self, key, data):
+        self.client.set(self.name(key), data)
+
+    def delete_raw(self, key):
+        self.client.delete(self.name(key))
+
+    def count_raw(self):
+        return len(self.client.keys(self.name("*")))
+
+    def break_medium(self):
+        self.server.kill()
