@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from proxyplane.proxy import Proxy, aresolve
+from proxyplane.proxy import Proxy, aresolve, extract, is_resolved
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -54,17 +54,24 @@ async def gather(*values: Any) -> Any:
     `asyncio.gather` will not do: it hashes its arguments, and refuses a proxy of an unhashable
     target.
     """
-    tasks = [asyncio.ensure_future(_settle(value)) for value in values]
+    results: list[Any] = list(values)
+    # Awaitables become tasks as they are: a coroutine around one that is cancelled before its
+    # first step would leave it never awaited.
+    tasks: dict[int, asyncio.Future[Any]] = {}
+    for i, value in enumerate(values):
+        if issubclass(type(value), Proxy):
+            if not is_resolved(value):
+                tasks[i] = asyncio.ensure_future(aresolve(value))
+            else:
+                results[i] = extract(value)
+        elif isinstance(value, Awaitable):
+            tasks[i] = asyncio.ensure_future(value)
     try:
-        return list(await asyncio.gather(*tasks))
+        for i, result in zip(tasks, await asyncio.gather(*tasks.values()), strict=True):
+            results[i] = result
     except BaseException:
-        for task in tasks:
+        for task in tasks.values():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
         raise
-
-
-async def _settle(value: Any) -> Any:
-    if issubclass(type(value), Proxy):
-        return await aresolve(value)
-    return await value if isinstance(value, Awaitable) else value
+    return results
