@@ -233,12 +233,14 @@ def test_a_loop_closed_under_a_waiter(connector):
         loop.run_until_complete(asyncio.sleep(0))
     loops[0].close()
     loops[1].close()
-    asyncio.run(connector.set(key, [b"x"]))
-    loops[2].run_until_complete(tasks[2])
-    loops[2].close()
-    for task in tasks[:2]:  # asyncio complains on stderr of tasks that nobody ended
-        task._log_destroy_pending = False
-        task.get_coro().close()
+    try:
+        asyncio.run(connector.set(key, [b"x"]))
+        loops[2].run_until_complete(tasks[2])
+    finally:
+        for loop, task in zip(loops, tasks, strict=True):
+            loop.close()
+            task._log_destroy_pending = False  # asyncio complains of tasks that nobody ended
+            task.get_coro().close()
 
 
 def test_another_process(connector):
