@@ -282,3 +282,39 @@ def test_raised_by_a_factory_on_a_worker(run, error):
         assert len(calls) == 1, calls
         """
     )
+
+
+def test_launch_that_is_interrupted(run):
+    """Others that wait for a flight go on when the thread that was starting it is interrupted."""
+    run(
+        """
+        store = sync.Store("s", Slow(), cache_size=0)
+        p = store.proxy({"a": 1}, populate_target=False)
+        others, got = [], []
+        thread_of = io_thread()
+        spawn = type(thread_of).spawn
+        def interrupted(self, coro, done):
+            if threading.current_thread() is not threading.main_thread():
+                return spawn(self, coro, done)
+            flight = done.__self__
+            lock = flights._process.lock
+            lock.release()  # as if they had come a moment before it was taken
+            others.append(thread(lambda: got.append(p["a"])))
+            others.append(thread(lambda: asyncio.run(main())))
+            wait_until(lambda: len(flight._wakers) == 2)
+            lock.acquire()
+            coro.close()
+            raise KeyboardInterrupt
+        async def main():
+            got.append((await p)["a"])
+        type(thread_of).spawn = interrupted
+        try:
+            p["a"]
+        except KeyboardInterrupt:
+            pass
+        for other in others:
+            other.join()
+        assert got == [1, 1], got
+        store.close()
+        """
+    )

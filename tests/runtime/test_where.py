@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import pathlib
 
 import pytest
 
+import proxyplane
 from proxyplane import Store, sync
 from proxyplane.exceptions import IOThreadError
 
@@ -85,7 +87,7 @@ def test_running_loop(run, url, policy, how):
     )
 
 
-def test_notebook(tmp_path, url):
+def test_notebook(tmp_path, url, monkeypatch):
     """In the cell of a real Jupyter kernel calls block, without a warning."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
@@ -103,6 +105,8 @@ assert store.get_batch([store.put(2)]) == [2]
 """,
         'assert await pickle.loads(pickle.dumps(p)) == {"a": 1}\nstore.close()\nprint("done")',
     ]
+    package = pathlib.Path(proxyplane.__path__[0]).parent
+    monkeypatch.setenv("PYTHONPATH", str(package))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbclient.NotebookClient(
         notebook, timeout=40, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
@@ -406,25 +410,20 @@ def test_abandoned_flight_delivers_nothing(run):
     )
 
 
-def _signature(function, self=True):
+def _signature(function):
     signature = inspect.signature(function)
     return [(p.name, p.kind, p.default) for p in signature.parameters.values() if p.name != "self"]
 
 
 RENAMED = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
+# Public names that are defined by the store itself, and not by what it shares with its factories.
+PUBLIC = {n for n in vars(Store) if not n.startswith("_")} | {"closed", "__init__", *RENAMED}
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in dir(Store) if not n.startswith("_") or n in RENAMED or n == "__init__"]
-)
+@pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_parity(name):
     """Every public name of Store has a blocking twin of the same signature, that says so."""
     theirs = inspect.getattr_static(Store, name)
-    operations = {"enter", "closing", "cached", "require_open", "factory", "proxy_of_key"}
-    if name.endswith(("ing", "ing_batch")) or name in operations:
-        pytest.skip("what both are made of")
-    if name == "has_shortcut":
-        pytest.skip("for factories")
     twin = inspect.getattr_static(sync.Store, RENAMED.get(name, name))
     if isinstance(theirs, property):
         assert isinstance(twin, property)
@@ -439,8 +438,6 @@ def test_parity(name):
 @pytest.mark.parametrize("name", ["to_proxy", "resolve", "extract", "evict"])
 def test_parity_of_functions(name):
     """So has every function that waits."""
-    import proxyplane
-
     twin = getattr(proxyplane, "a" + name)
     assert inspect.iscoroutinefunction(twin)
     assert _signature(getattr(proxyplane, name)) == _signature(twin)

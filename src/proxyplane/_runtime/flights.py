@@ -201,23 +201,25 @@ class Flight:
                 if io is None:
                     self._dispatch(_process.factories)
                     return
-                self._io = io
-                self.state = State.FETCHING
                 try:
+                    self._io = io
+                    self.state = State.FETCHING
                     self._spawned = io.spawn(self.source.fetch(), self._on_fetched)
                 except BaseException:
                     self.state = State.NEW
+                    self._wake()  # another waiter goes on
                     raise
         except IOThreadError as error:
             self._settle(Outcome(None, error))
 
     def _dispatch(self, workers: Workers) -> None:
         """Has a worker do the next step."""
-        self._dispatched = True
         try:
+            self._dispatched = True
             workers.submit(partial(contextvars.copy_context().run, self._work))
         except BaseException:
             self._dispatched = False
+            self._wake()  # another waiter goes on
             raise
 
     def _on_fetched(self, outcome: Outcome[Any]) -> None:
