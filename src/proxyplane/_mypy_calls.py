@@ -17,10 +17,12 @@ from mypy.nodes import (
     ARG_STAR,
     AwaitExpr,
     CallExpr,
+    ConditionalExpr,
     Expression,
     IndexExpr,
     MemberExpr,
     NameExpr,
+    OpExpr,
     TempNode,
     TypeInfo,
     Var,
@@ -45,7 +47,16 @@ PROXY = "proxyplane.proxy.Proxy"
 
 # What an argument may be for its type to be asked for. The others, literals and lambdas among
 # them, are no proxies, or mean little without the type that is expected.
-EXPRESSIONS = (AwaitExpr, CallExpr, IndexExpr, MemberExpr, NameExpr, TempNode)
+EXPRESSIONS = (
+    AwaitExpr,
+    CallExpr,
+    ConditionalExpr,
+    IndexExpr,
+    MemberExpr,
+    NameExpr,
+    OpExpr,
+    TempNode,
+)
 NEVER_PROXIES = frozenset(f"builtins.{name}" for name in ("bool", "bytes", "int", "list", "str"))
 
 

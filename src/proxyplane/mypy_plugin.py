@@ -47,7 +47,7 @@ from mypy.types import (
 from proxyplane._forward import full_namespace
 from proxyplane._mypy_calls import PROXY, accept_proxies, proxy_of, target_of
 
-COMPARISONS = ["__eq__", "__ge__", "__gt__", "__le__", "__lt__", "__ne__"]
+COMPARISONS = ["__eq__", "__ge__", "__gt__", "__hash__", "__le__", "__lt__", "__ne__"]
 SPECIAL = frozenset([*full_namespace(), *COMPARISONS])
 IN_PLACE = {name: f"__{name[3:]}" for name in inplace_operator_methods}
 NOWHERE = Context().line
@@ -123,7 +123,8 @@ def _give_members(ctx: ClassDefContext) -> None:
         return  # mypy may analyse a class more than once
     (target,) = info.defn.type_vars
     for special in SPECIAL:
-        add_attribute_to_class(ctx.api, ctx.cls, special, target)
+        # In ``isinstance(p, T)`` mypy imagines a class that is both, which must not be impossible.
+        add_attribute_to_class(ctx.api, ctx.cls, special, target, override_allow_incompatible=True)
         # As if it were assigned to ``self``: where T is a descriptor, that is not asked for what
         # it describes.
         info.names[special].implicit = True

@@ -95,7 +95,10 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
         TypeError: `factory` is not callable.
     """
 
-    __slots__ = ("__proxy_factory__", "__proxy_hints__", "__proxy_target__", "__weakref__")
+    # To a type checker, that knows of slots, nothing could be both a proxy and a list, and what
+    # follows ``isinstance(p, list)`` would not be checked. So it is with the copies below.
+    if not TYPE_CHECKING:
+        __slots__ = ("__proxy_factory__", "__proxy_hints__", "__proxy_target__", "__weakref__")
 
     __module__ = _FromTarget("__module__", __name__)
 
@@ -138,6 +141,8 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
                 if is_resolved(self):
                     raise
             known = _hints(self).type_for(sys._getframe(1), Proxy)
+            if known is None and getattr(_get_factory(self), "deferred", False):
+                return Proxy  # a probe is not worth waiting for a producer
             return self.__proxy_target__.__class__ if known is None else known
 
     def __await__(self) -> Generator[Any, None, T_co]:
@@ -163,23 +168,23 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
     def __dir__(self) -> list[str]:
         return dir(self.__proxy_target__)
 
-    def __hash__(self) -> int:
-        if not is_resolved(self):
-            known = _hints(self).hash
-            if known is False:
-                raise TypeError(f"unhashable type: {_hints(self).type_label!r}")
-            if known is not None:
-                return known
-        return hash(self.__proxy_target__)
-
     # What a comparison gives depends on the target: an array gives an array. Mypy learns it from
-    # the plugin; to other checkers it is some object.
+    # the plugin, as whether there is a hash; to other checkers it is some object.
     if TYPE_CHECKING and not MYPY:
 
         def __eq__(self, other: object) -> object: ...  # pyright: ignore[reportIncompatibleMethodOverride]
         def __ne__(self, other: object) -> object: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
     if not TYPE_CHECKING:
+
+        def __hash__(self) -> int:
+            if not is_resolved(self):
+                known = _hints(self).hash
+                if known is False:
+                    raise TypeError(f"unhashable type: {_hints(self).type_label!r}")
+                if known is not None:
+                    return known
+            return hash(self.__proxy_target__)
 
         def __eq__(self, other: object) -> Any:
             return self.__proxy_target__ == other
@@ -209,11 +214,13 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
         hints = _hints(self)
         return make_proxy, (factory,) if hints is NO_HINTS else (factory, hints)
 
-    def __copy__(self) -> Proxy[T_co]:
-        return make_proxy(get_factory(self), _hints(self))
+    if not TYPE_CHECKING:
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Proxy[T_co]:
-        return make_proxy(copy.deepcopy(get_factory(self), memo), _hints(self))
+        def __copy__(self) -> Proxy[T_co]:
+            return make_proxy(get_factory(self), _hints(self))
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Proxy[T_co]:
+            return make_proxy(copy.deepcopy(get_factory(self), memo), _hints(self))
 
     def __proxy_deliver__(self, target: Any) -> None:
         """Sets the target, and makes this a proxy of the type that it turned out to have."""
