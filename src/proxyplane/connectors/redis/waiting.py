@@ -25,7 +25,7 @@ import copy
 import itertools
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 from redis import exceptions as redis_errors
 
@@ -44,7 +44,7 @@ from proxyplane.exceptions import (
 logger = logging.getLogger("proxyplane")
 
 # How often all waiters are looked at though no message came. It costs one command per batch. A
-# subscription that acknowledges nothing for as long is replaced.
+# connection that does not answer for as long is taken for lost.
 BACKSTOP_SECONDS = 5.0
 # How long the connection is kept when nobody waits any more: often the next wait follows.
 IDLE_SECONDS = 1.0
@@ -255,21 +255,18 @@ class Waiters:
         new = {name for name in batch if name in self._waiting} - self._subscribed
         if new:
             await wire.ask(("SUBSCRIBE", *new))
-            try:
-                async with asyncio.timeout(BACKSTOP_SECONDS):
-                    while not new <= self._subscribed:
-                        await self._stir.wait()
-                        self._stir.clear()
-                        _check(reader)
-            except TimeoutError:
-                raise redis_errors.ConnectionError("the subscription is silent") from None
+            async with _in_time():
+                while not new <= self._subscribed:
+                    await self._stir.wait()
+                    self._stir.clear()
+                    _check(reader)
         await self._look(batch)
 
     async def _look(self, names: Iterable[bytes]) -> None:
         """Wakes those whose object is there or gone."""
         left = (name for name in names if name in self._waiting)
         while batch := list(itertools.islice(left, BATCH)):
-            async with self._pool.wire() as wire:
+            async with self._pool.wire() as wire, _in_time():
                 found = await look_up(wire, batch)
             for name, (there, registered) in zip(batch, found, strict=True):
                 if there:
@@ -328,6 +325,16 @@ def lost_error(key: str, options: RedisOptions) -> ObjectLostError:
         f"Redis at {options.where} knows no key {key!r}, neither set nor still to be set",
         hint="it was evicted, the server was restarted empty, or this is another server",
     )
+
+
+@contextlib.asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """Takes a connection for lost that is silent for the length of the backstop."""
+    try:
+        async with asyncio.timeout(BACKSTOP_SECONDS):
+            yield
+    except TimeoutError:
+        raise redis_errors.ConnectionError("the connection is silent") from None
 
 
 def _check(reader: asyncio.Task[None]) -> None:

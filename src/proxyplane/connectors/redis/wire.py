@@ -241,8 +241,12 @@ class Pool:
                     await self._connect(wire)
             with map_errors(self._options):
                 yield
-        except (ConnectorLostError, ConnectorUnavailableError):
+        except (ConnectorLostError, ConnectorUnavailableError) as error:
             self._check_open()  # closed by you, not lost
+            if isinstance(error, ConnectorLostError):
+                # The idle ones may have ended the same way. If that was without a word, each
+                # would cost the next callers a time-out.
+                self._drop_idle()
             raise
         finally:
             self._busy.discard(wire)
@@ -259,6 +263,11 @@ class Pool:
                 return wire
             wire.abort()
         return self._make()
+
+    def _drop_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for wire in idle:
+            wire.abort()
 
     def _make(self) -> Wire:
         options = self._options
