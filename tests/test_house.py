@@ -40,6 +40,7 @@ LAYERS = [
     ["connectors.*"],
     ["_runtime.*"],
     ["_forward", "_gather", "_operations", "_stores", "factory", "hints", "proxy"],
+    ["failures", "future"],
     ["_store_core", "store"],
     ["registry"],
     ["sync"],
@@ -61,12 +62,12 @@ CONNECTORS_SEE = [
 ]
 
 EXPORTED = """
-    BlockingResolveWarning Connector DeferrableConnector Factory FileConnector LocalConnector
-    Proxy ProxyLocker ProxyOr ProxyPlaneError ProxyResolveError RedisConnector RedisFactory
-    Serializer Store StoreConfig StoreFactory
-    aevict aextract aresolve ato_proxy evict exceptions extract gather get_factory get_key
-    get_or_create_store get_store is_resolved register_connector register_store resolve
-    resolve_async set_default_store store_registration sync to_proxy unregister_store
+    BlockingResolveWarning Connector DeferrableConnector Factory FileConnector LocalConnector Proxy
+    ProxyFuture ProxyLocker ProxyOr ProxyPlaneError ProxyResolveError RedisConnector RedisFactory
+    Serializer Store StoreConfig StoreFactory aevict aextract aresolve as_completed ato_proxy evict
+    exceptions extract gather get_factory get_key get_or_create_store get_store is_resolved
+    register_connector register_store resolve resolve_async set_default_store store_registration
+    sync to_proxy unregister_store wait
 """.split()
 
 

@@ -19,6 +19,9 @@ from proxyplane.exceptions import ProxyPlaneError as ProxyPlaneError
 from proxyplane.exceptions import ProxyResolveError as ProxyResolveError
 from proxyplane.factory import RedisFactory as RedisFactory
 from proxyplane.factory import StoreFactory as StoreFactory
+from proxyplane.future import ProxyFuture as ProxyFuture
+from proxyplane.future import as_completed as as_completed
+from proxyplane.future import wait as wait
 from proxyplane.proxy import Proxy as Proxy
 from proxyplane.proxy import ProxyLocker as ProxyLocker
 from proxyplane.proxy import ProxyOr as ProxyOr

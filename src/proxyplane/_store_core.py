@@ -8,15 +8,25 @@ from typing import Any, TypeVar, cast
 
 from proxyplane import _stores, serialization
 from proxyplane._operations import Known, Operation
-from proxyplane.abc import Buffer, Connector, Serializer, SupportsSync
+from proxyplane.abc import Buffer, Connector, DeferrableConnector, Serializer, SupportsSync
 from proxyplane.cache import MISSING, LRUCache
 from proxyplane.config import StoreConfig
-from proxyplane.exceptions import NonProxiableTypeError, StoreClosedError
+from proxyplane.exceptions import (
+    FutureAlreadySet,
+    KeyExistsError,
+    NonProxiableTypeError,
+    StoreClosedError,
+)
 from proxyplane.factory import StoreFactory
-from proxyplane.hints import NO_HINTS, Hints
+from proxyplane.failures import Failure
+from proxyplane.future import ProxyFuture
+from proxyplane.hints import NO_HINTS, Hints, type_name
 from proxyplane.proxy import Proxy, make_proxy
 
 T = TypeVar("T")
+
+# For a message: to ask each connector would import its driver.
+DEFERRABLE = ("FileConnector", "LocalConnector", "RedisConnector")
 
 SerializerLike = Serializer | str | None
 
@@ -189,15 +199,30 @@ class StoreCore:
         return self._reading(key, None, lambda: default, cache=True)
 
     def resolving(
-        self, key: str, size: int | None, evict: bool, missing: Exception
+        self, key: str, size: int | None, evict: bool, deferred: bool, missing: Exception
     ) -> Operation[Any]:
-        """Gets the object of a proxy past the cache; raises `missing` if there is none."""
+        """Gets the object of a proxy past the cache; raises `missing` if there is none.
+
+        One that is deferred is waited for.
+        """
         self.require_open()
 
         def absent() -> Any:
             raise missing
 
         operation = self._reading(key, size, absent, cache=not evict)
+        if deferred:
+            medium = self._deferrable()
+
+            async def read_later(request: None) -> Buffer | None:
+                buffer = await medium.get(key, size=size)
+                if buffer is None:
+                    await medium.wait(key)
+                    buffer = await medium.get(key, size=size)
+                return buffer
+
+            # No shortcut: a thread cannot wait without a loop.
+            operation.io, operation.io_here = read_later, None
         if evict:
             # Of many who read it at once, the one who evicts it may use it; the others find that
             # they came too late.
@@ -278,12 +303,62 @@ class StoreCore:
             io=lambda _: self.connector.evict_batch(keys),
         )
 
+    def promising(self, kind: type | None, evict: bool) -> Operation[ProxyFuture[Any]]:
+        """Makes a key whose object comes later; gives the future of it."""
+        medium = self._deferrable()
+
+        def finish(key: str) -> ProxyFuture[Any]:
+            factory: StoreFactory[Any] = StoreFactory(
+                self.reference, key, evict=evict, deferred=True, store=self
+            )
+            return ProxyFuture(factory, None if kind is None else type_name(kind))
+
+        return Operation(
+            f"making a future in {self!r}", io=lambda _: medium.new_key(), finish=finish
+        )
+
+    def setting(self, key: str, obj: Any, serializer: SerializerLike = None) -> Operation[None]:
+        """Stores the object of a key made by `promising`; once."""
+        medium = self._deferrable()
+
+        async def set_once(frames: list[Buffer]) -> None:
+            try:
+                await medium.set(key, frames)
+            except KeyExistsError as error:
+                raise FutureAlreadySet(
+                    f"the future {key!r} in {self!r} is done already",
+                    hint="a future is set once: to a result, an exception, or cancelled",
+                ) from error
+
+        return Operation(
+            f"setting a future in {self!r}",
+            prepare=partial(self._encode, obj, serializer),
+            prepare_stalls=partial(self._encoding_stalls, obj),
+            io=set_once,
+        )
+
+    def awaiting(self, key: str, timeout: float | None) -> Operation[None]:
+        """Ends when the key holds an object; raises TimeoutError after `timeout` seconds."""
+        medium = self._deferrable()
+        return Operation(
+            f"waiting for a future in {self!r}", io=lambda _: medium.wait(key, timeout)
+        )
+
     # -- the steps they share -------------------------------------------------------------------
 
     def require_open(self) -> None:
         """Raises StoreClosedError if the store was closed."""
         if self._closed:
             raise StoreClosedError(f"store {self.name!r} is closed", hint="make a new one")
+
+    def _deferrable(self) -> DeferrableConnector:
+        self.require_open()
+        if isinstance(self.connector, DeferrableConnector):
+            return self.connector
+        raise NotImplementedError(
+            f"{type(self.connector).__name__} cannot defer, so its stores have no futures; "
+            f"connectors that can: {', '.join(DEFERRABLE)}"
+        )
 
     def _here(self, call: Callable[[SupportsSync, Any], Any]) -> Callable[[Any], Any] | None:
         """`call` with the medium's shortcut; None where it has none."""
@@ -304,6 +379,8 @@ class StoreCore:
 
     def _decode(self, key: str, buffer: Buffer, cache: bool) -> Any:
         obj = serialization.decode(buffer)
+        if type(obj) is Failure:
+            raise obj.to_raise()
         if cache:
             self._cache.put(key, obj, len(buffer))
         return obj

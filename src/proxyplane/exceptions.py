@@ -19,6 +19,9 @@ The tree (a second base in brackets keeps ``except`` clauses written for the bui
     │   ├── ObjectTooLargeError              no such object can ever fit
     │   ├── StoreFullError                   there is no room now
     │   └── WrongProcessError                the object lives in the memory of another process
+    ├── FutureAlreadySet                     it has a result, an exception, or was cancelled
+    ├── FutureCancelled                      no result will come: the producer gave up
+    ├── ProducerError                        it failed with an exception that cannot be rebuilt here
     ├── SerializationError                   bytes that are no object, or an object that is no bytes
     ├── ProxyResolveError                    the target of a proxy could not be had; see `.cause`
     │   ├── ProxyResolveMissingKeyError      its key is not in the store
@@ -41,11 +44,14 @@ __all__ = [
     "ConnectorError",
     "ConnectorLostError",
     "ConnectorUnavailableError",
+    "FutureAlreadySet",
+    "FutureCancelled",
     "IOThreadError",
     "KeyExistsError",
     "NonProxiableTypeError",
     "ObjectLostError",
     "ObjectTooLargeError",
+    "ProducerError",
     "ProxyPlaneError",
     "ProxyResolveCycleError",
     "ProxyResolveError",
@@ -140,6 +146,18 @@ class StoreFullError(ConnectorError):
 
 class WrongProcessError(ConnectorError):
     """The object lives in the memory of another process."""
+
+
+class FutureAlreadySet(ProxyPlaneError):  # noqa: N818  the name says what is the matter
+    """A future is set once, and this one is done; nothing has changed."""
+
+
+class FutureCancelled(ProxyPlaneError):  # noqa: N818  as asyncio.CancelledError is one
+    """The future was cancelled, or its producer gave up: no result will come."""
+
+
+class ProducerError(ProxyPlaneError):
+    """A producer failed with an exception that cannot be rebuilt here; its text is the message."""
 
 
 class SerializationError(ProxyPlaneError):

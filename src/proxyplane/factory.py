@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 # Flags of a store factory, as they travel.
 EVICT = 1
+DEFERRED = 2
 
 
 class CallableSource(Generic[T]):
@@ -87,11 +88,12 @@ class StoreFactory(Factory[T]):
         reference: Names the store: connector URL and store name, as `StoreConfig.to_url` gives.
         key: The object's key.
         evict: Whether the first use removes the object; later ones find it missing.
+        deferred: Whether the object may come later, and is to be waited for.
         size: Size of the encoded object in bytes, if known.
         store: The store itself, where it is at hand.
     """
 
-    __slots__ = ("_store", "evict", "key", "reference", "size")
+    __slots__ = ("_store", "deferred", "evict", "key", "reference", "size")
 
     works_anywhere = False
 
@@ -101,12 +103,14 @@ class StoreFactory(Factory[T]):
         key: str,
         *,
         evict: bool = False,
+        deferred: bool = False,
         size: int | None = None,
         store: _stores.ObjectStore | None = None,
     ) -> None:
         self.reference = reference
         self.key = key
         self.evict = evict
+        self.deferred = deferred
         self.size = size
         self._store = store
 
@@ -191,7 +195,7 @@ class StoreFactory(Factory[T]):
                 pass
             else:
                 key = packed if packed.hex() == self.key else self.key
-        return self.reference, key, EVICT if self.evict else 0
+        return self.reference, key, EVICT * self.evict | DEFERRED * self.deferred
 
     # -- as the source of a flight; see `proxyplane._runtime.source.Source` --------------------
 
@@ -214,8 +218,8 @@ class StoreFactory(Factory[T]):
 
     @property
     def works_here(self) -> bool:
-        """Whether the medium can be read in the calling thread."""
-        store = self._store_at_hand()
+        """Whether the medium can be read in the calling thread; to wait needs a loop."""
+        store = None if self.deferred else self._store_at_hand()
         return store is not None and store.has_shortcut
 
     @property
@@ -257,7 +261,7 @@ class StoreFactory(Factory[T]):
             store=store.name,
             hint=f"{late} was evicted or has expired",
         )
-        return store.resolving(self.key, self.size, self.evict, missing)
+        return store.resolving(self.key, self.size, self.evict, self.deferred, missing)
 
 
 def rebuild_factory(
@@ -269,6 +273,7 @@ def rebuild_factory(
         sys.intern(reference),
         key.hex() if isinstance(key, bytes) else key,
         evict=bool(flags & EVICT),
+        deferred=bool(flags & DEFERRED),
         size=size,
     )
 

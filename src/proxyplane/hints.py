@@ -79,7 +79,7 @@ class Hints:
     def of(cls, target: Any, size: int | None = None) -> Hints:
         """The hints for `target`, whose encoded size is `size` bytes."""
         kind = type(target)
-        hints = cls(_type_name(kind), size, _hash_of(target, kind, size))
+        hints = cls(type_name(kind), size, _hash_of(target, kind, size))
         hints._type = None if issubclass(kind, _NOT_NAMED) else kind
         return hints
 
@@ -181,7 +181,7 @@ def _asking_package(frame: types.FrameType | None) -> str:
 _type_names: weakref.WeakKeyDictionary[type, str | None] = weakref.WeakKeyDictionary()
 
 
-def _type_name(kind: type) -> str | None:
+def type_name(kind: type) -> str | None:
     """The name by which another process finds `kind`; None if it would not."""
     try:
         return _type_names[kind]

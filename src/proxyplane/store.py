@@ -9,6 +9,7 @@ from proxyplane import _stores, serialization
 from proxyplane._store_core import SerializerLike, StoreCore
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import OnBlocking, StoreConfig, connector_from_url
+from proxyplane.future import ProxyFuture
 from proxyplane.proxy import Proxy, ProxyLocker
 
 __all__ = ["Store"]
@@ -306,6 +307,24 @@ class Store(StoreCore):
             evict: As for `proxy`.
         """
         return self.proxy_of_key(key, evict)
+
+    # -- futures --------------------------------------------------------------------------------
+
+    async def future(self, *, type: type[T] | None = None, evict: bool = False) -> ProxyFuture[T]:
+        """Makes a future, whose result some process will set.
+
+        Args:
+            type: The type that the result will have, if known; the future's proxies then answer
+                probes such as ``isinstance`` while they wait.
+            evict: Whether the first use of the result removes it from the store. The future and
+                the proxies it gives in one process are one use.
+
+        Raises:
+            NotImplementedError: The connector cannot defer; the message names those that can.
+            StoreClosedError: The store was closed.
+            ConnectorError: The medium failed.
+        """
+        return await self.promising(type, evict).perform()
 
 
 _stores.make_store = Store.from_config

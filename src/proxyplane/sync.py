@@ -7,19 +7,34 @@ has a shortcut. Every method is one line: what it does is said once, in `proxypl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import queue
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
+from proxyplane import future as _future
 from proxyplane import registry
 from proxyplane import store as _async
 from proxyplane._operations import Operation
+from proxyplane._runtime.blocking import about_to_block
+from proxyplane._runtime.io_thread import Outcome, io_thread
 from proxyplane._store_core import SerializerLike
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import OnBlocking, StoreConfig
+from proxyplane.future import ProxyFuture, ReturnWhen
 from proxyplane.proxy import Proxy, ProxyLocker, evict, extract, resolve
 from proxyplane.registry import to_proxy
 
-__all__ = ["Store", "evict", "extract", "get_store", "resolve", "to_proxy"]
+__all__ = [
+    "Store",
+    "as_completed",
+    "evict",
+    "extract",
+    "get_store",
+    "resolve",
+    "to_proxy",
+    "wait",
+]
 
 T = TypeVar("T")
 
@@ -105,15 +120,11 @@ class Store:
 
     # -- objects --------------------------------------------------------------------------------
 
-    def put(
-        self, obj: Any, *, key: str | None = None, serializer: SerializerLike = None
-    ) -> str:
+    def put(self, obj: Any, *, key: str | None = None, serializer: SerializerLike = None) -> str:
         """Blocking twin of `proxyplane.Store.put`."""
         return self._do(self._store.putting(obj, key, serializer))
 
-    def put_batch(
-        self, objs: Sequence[Any], *, serializer: SerializerLike = None
-    ) -> list[str]:
+    def put_batch(self, objs: Sequence[Any], *, serializer: SerializerLike = None) -> list[str]:
         """Blocking twin of `proxyplane.Store.put_batch`."""
         return self._do(self._store.putting_batch(objs, serializer))
 
@@ -160,9 +171,7 @@ class Store:
     ) -> Proxy[T]:
         """Blocking twin of `proxyplane.Store.proxy`."""
         return self._do(
-            self._store.proxying(
-                obj, key, serializer, evict, populate_target, skip_nonproxiable
-            )
+            self._store.proxying(obj, key, serializer, evict, populate_target, skip_nonproxiable)
         )
 
     def proxy_batch(
@@ -176,9 +185,7 @@ class Store:
     ) -> list[Proxy[T]]:
         """Blocking twin of `proxyplane.Store.proxy_batch`."""
         return self._do(
-            self._store.proxying_batch(
-            objs, serializer, evict, populate_target, skip_nonproxiable
-        )
+            self._store.proxying_batch(objs, serializer, evict, populate_target, skip_nonproxiable)
         )
 
     def locked_proxy(
@@ -201,7 +208,48 @@ class Store:
         """Blocking twin of `proxyplane.Store.proxy_from_key`."""
         return self._store.proxy_from_key(key, evict=evict)
 
+    # -- futures --------------------------------------------------------------------------------
+
+    def future(self, *, type: type[T] | None = None, evict: bool = False) -> ProxyFuture[T]:
+        """Blocking twin of `proxyplane.Store.future`."""
+        return self._do(self._store.promising(type, evict))
+
 
 def get_store(name: str | Proxy[Any]) -> Store:
     """Blocking twin of `proxyplane.get_store`."""
     return Store.of(registry.get_store(name))
+
+
+def wait(
+    futures: Iterable[ProxyFuture[Any]],
+    *,
+    timeout: float | None = None,
+    return_when: ReturnWhen = "ALL_COMPLETED",
+) -> tuple[set[ProxyFuture[Any]], set[ProxyFuture[Any]]]:
+    """Blocking twin of `proxyplane.wait`."""
+    about_to_block(lambda: "waiting for futures")
+    waiting = _future.wait(futures, timeout=timeout, return_when=return_when)
+    return io_thread().run(waiting)
+
+
+def as_completed(
+    futures: Iterable[ProxyFuture[T]], *, timeout: float | None = None
+) -> Iterator[ProxyFuture[T]]:
+    """Blocking twin of `proxyplane.as_completed`."""
+    about_to_block(lambda: "waiting for futures")
+    ended: queue.SimpleQueue[ProxyFuture[T] | Outcome[None]] = queue.SimpleQueue()
+
+    async def watch() -> None:
+        async for future in _future.as_completed(futures, timeout=timeout):
+            ended.put(future)
+
+    io = io_thread()
+    spawned = io.spawn(watch(), ended.put)
+    try:
+        # The outcome comes last, also when the I/O thread ends.
+        while not isinstance(one := ended.get(), Outcome):
+            yield one
+        one.unwrap()
+    finally:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            io.loop.call_soon_threadsafe(spawned.cancel)

@@ -35,6 +35,7 @@ from proxyplane._runtime.io_thread import (
     io_thread,
     linger_at_exit,
     loop_gone,
+    on_io_thread,
 )
 from proxyplane._runtime.source import Source, as_raised
 from proxyplane._runtime.workers import Workers
@@ -147,7 +148,7 @@ class Flight:
                 if self.state is State.DONE:
                     break
                 ready = self.state is State.FETCHED and not self._dispatched
-                if ready and self.source.decoding_stalls(self._fetched):
+                if ready and (on_io_thread() or self.source.decoding_stalls(self._fetched)):
                     with contextlib.suppress(IOThreadError):  # no threads any more: do it here
                         self._dispatch(_process.decoders)
                         ready = False
