@@ -22,13 +22,13 @@ async def test_order_and_kinds() -> None:
     """Targets come in order; awaitables are awaited, and other values passed through."""
     resolved = pp.Proxy(lambda: "never called", target=[3])
     mixed = await pp.gather(pp.Proxy(lambda: [1]), value(2), resolved, 4, None, pp.Proxy(lambda: 6))
-    assert [[1], 2, [3], 4, None, 6] == mixed
+    assert ([1], 2, [3], 4, None, 6) == mixed
     assert type(mixed[0]) is list
 
 
 async def test_nothing() -> None:
-    """Nothing gathered is an empty list."""
-    assert [] == await pp.gather()
+    """Nothing gathered is an empty tuple."""
+    assert () == await pp.gather()
 
 
 async def test_one_proxy_twice() -> None:

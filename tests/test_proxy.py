@@ -164,9 +164,9 @@ class TestGather:
         async def coroutine() -> str:
             return "c"
 
-        assert await gather() == []
+        assert await gather() == ()
         proxies = Proxy(lambda: [1]), Proxy(lambda: {2})
-        assert await gather(*proxies, 3, coroutine()) == [[1], {2}, 3, "c"]
+        assert await gather(*proxies, 3, coroutine()) == ([1], {2}, 3, "c")
 
     async def test_at_once(self) -> None:
         """All are fetched at the same time."""
@@ -176,7 +176,7 @@ class TestGather:
             await asyncio.sleep(0.001)
         for factory in factories:
             factory.go.set()
-        assert await task == [[1, 2]] * 3
+        assert await task == ([1, 2],) * 3
 
     async def test_failure_cancels_the_others(self) -> None:
         """The first failure is raised when the others have ended."""
@@ -193,7 +193,7 @@ class TestGather:
             await asyncio.sleep(0.001)
 
 
-async def _gather(*values: Awaitable[Any]) -> list[Any]:
+async def _gather(*values: Awaitable[Any]) -> tuple[Any, ...]:
     return await gather(*values)
 
 

@@ -53,7 +53,7 @@ class TestOneFetch:
         p = Proxy(factory)
 
         async def many() -> None:
-            assert await gather(*[p] * 10) == [[1, 2]] * 10
+            assert await gather(*[p] * 10) == ([1, 2],) * 10
 
         loops = [threading.Thread(target=asyncio.run, args=(many(),)) for _ in range(2)]
         for thread in loops:

@@ -444,7 +444,7 @@ class TestRegistry:
         pp.unregister_store("test")
         first, second = pickle.loads(data)
         assert pp.get_store(first) is pp.get_store(second)
-        assert await pp.gather(first, second) == [[1], [2]]
+        assert await pp.gather(first, second) == ([1], [2])
         await pp.get_store(first).aclose()
 
     async def test_default_store(

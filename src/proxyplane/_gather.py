@@ -39,14 +39,13 @@ async def gather(
     v1: _Value[T1], v2: _Value[T2], v3: _Value[T3], v4: _Value[T4], v5: _Value[T5], /
 ) -> tuple[T1, T2, T3, T4, T5]: ...
 @overload
-async def gather(*values: _Value[T]) -> list[T]: ...
+async def gather(*values: _Value[T]) -> tuple[T, ...]: ...
 
 
 async def gather(*values: Any) -> Any:
-    """Resolves many proxies at once and returns their targets in order, in a list.
+    """Resolves many proxies at once and returns their targets in order.
 
-    Type checkers see a tuple of up to five, as with `asyncio.gather`, so that each target keeps
-    its own type.
+    A tuple, in which type checkers see the type of each target, up to five of them.
 
     What is neither a proxy nor awaitable is returned as it is. The first failure cancels the
     others, waits for their end and is raised.
@@ -74,4 +73,4 @@ async def gather(*values: Any) -> Any:
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
         raise
-    return results
+    return tuple(results)

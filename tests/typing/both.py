@@ -97,9 +97,9 @@ async def gathered(
     reveal_type(await gather(p, aresolve(q), maybe))  # tuple[Table, list[str], bytes]
     reveal_type(await gather(p, 1, "plain", None))  # tuple[Table, int, str, None]
     reveal_type(await gather(p, 1, 2, maybe, q))  # tuple[Table, int, int, bytes, list[str]]
-    reveal_type(await gather(*ps))  # list[int]
-    reveal_type(await gather(ps[0], *ps))  # list[int]
-    reveal_type(await gather(p, p, p, p, p, p))  # list[Table]
+    reveal_type(await gather(*ps))  # tuple[int, ...]
+    reveal_type(await gather(ps[0], *ps))  # tuple[int, ...]
+    reveal_type(await gather(p, p, p, p, p, p))  # tuple[Table, ...]
     table, names = await gather(p, q)
     reveal_type(table)  # Table
     reveal_type(names)  # list[str]

@@ -231,6 +231,7 @@ class _Watcher:
                 keeper.watch = self._add(keeper)
                 # What was there before the call: if it was replaced meanwhile, that is noticed.
                 place.watched, place.polled = here, False
+                keeper.delay = LOOK_SECONDS
                 return
             except FileNotFoundError:
                 why = ""  # the waiters find out for themselves
