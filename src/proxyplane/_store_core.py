@@ -15,6 +15,7 @@ from proxyplane.exceptions import (
     FutureAlreadySet,
     KeyExistsError,
     NonProxiableTypeError,
+    ObjectLostError,
     StoreClosedError,
 )
 from proxyplane.factory import StoreFactory
@@ -219,6 +220,11 @@ class StoreCore:
                 if buffer is None:
                     await medium.wait(key)
                     buffer = await medium.get(key, size=size)
+                    if buffer is None and not evict:
+                        raise ObjectLostError(
+                            f"the result of the future {key!r} in {self!r} was there and is gone",
+                            hint="it was evicted, or the medium dropped it",
+                        )
                 return buffer
 
             # No shortcut: a thread cannot wait without a loop.

@@ -7,7 +7,7 @@ import pickle
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,7 +209,7 @@ class Comparer:
             )
 
 
-async def _await_all(proxies: list[Any]) -> tuple[list[Any], Awaited]:
+async def _await_all(proxies: list[Any]) -> tuple[Sequence[Any], Awaited]:
     """Awaits proxies while another task of the loop watches how long it is kept waiting."""
     longest = 0.0
 
