@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
 
-LONG = 40.0
+from proxyplane._runtime.io_thread import io_thread
+from proxyplane.connectors import _file_watch
+
+LONG = 20.0
 """Seconds that no wait takes, unless it was not woken."""
 
 SHORT = 1.0
@@ -44,3 +51,76 @@ async def until(condition: Callable[[], object]) -> None:
 def nobody_waits(waiters) -> bool:
     """Whether no table, and no row of one, is left."""
     return not waiters._tables
+
+
+def set_in_process(url: str, *keys: str, body: str = "object") -> subprocess.Popen[str]:
+    """Starts a process that sets each key in turn, as it reads a line for each on its stdin.
+
+    For each it prints how that ended: "set" or the name of the error.
+    """
+    code = """
+        import asyncio, sys
+        from proxyplane.config import connector_from_url
+        from proxyplane.exceptions import ConnectorError
+        async def main():
+            url, body, *keys = sys.argv[1:]
+            connector = connector_from_url(url)
+            for line, key in zip(sys.stdin, keys or sys.stdin):
+                try:
+                    await connector.set(key.strip(), [body.encode()])
+                    print("set", flush=True)
+                except ConnectorError as error:
+                    print(type(error).__name__, flush=True)
+        asyncio.run(main())
+    """
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code), url, body, *keys],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+
+
+def inotify_watches() -> list[int]:
+    """The number of watches of each inotify instance of this process."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:inotify":
+                with open(f"/proc/self/fdinfo/{fd}") as lines:
+                    found.append(sum(line.startswith("inotify ") for line in lines))
+        except FileNotFoundError:
+            pass  # closed meanwhile
+    return found
+
+
+@contextlib.contextmanager
+def looking_every(seconds: float):
+    """Sets how often watched directories are looked through; what is kept is dropped at the end.
+
+    With a large number it is the events alone that wake, and a lost one is a failure.
+    """
+    before, _file_watch.LOOK_SECONDS = _file_watch.LOOK_SECONDS, seconds
+    try:
+        yield
+    finally:
+        _file_watch.LOOK_SECONDS = before
+        drop_watches()
+
+
+def drop_watches() -> None:
+    """Returns when nothing is kept any more; nobody may be waiting."""
+    watcher = _file_watch._process.watcher
+    if watcher is None:
+        return
+    io = io_thread()
+
+    async def drop() -> None:
+        while watcher.keepers:
+            for keeper in watcher.keepers.values():
+                keeper.look_now.set()
+            await asyncio.sleep(0.001)
+
+    if watcher.loop is io.loop:
+        io.run(drop())

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane.connectors._file_dir import PENDING, Directory
 from proxyplane.connectors._file_io import file_name, identity, is_library_key
-from proxyplane.connectors._file_watch import Place, place_of
+from proxyplane.connectors._file_watch import Place, place_of, wake_here
 from proxyplane.connectors._waiters import deadline, too_late
 from proxyplane.exceptions import KeyExistsError, ObjectLostError
 
@@ -102,6 +102,7 @@ class Registrations:
             os.unlink(self._path(key))
         except FileNotFoundError:
             return False
+        wake_here(self._directory.path, key)
         return True
 
     def clear(self, is_mine: Callable[[str], bool]) -> None:

@@ -128,6 +128,13 @@ def place_of(path: str) -> Place:
     return place
 
 
+def wake_here(path: str, name: str) -> None:
+    """Wakes who waits in this process for a file of a directory, with no need of the kernel."""
+    place = _places.get(path)
+    if place is not None:
+        place.waiters.wake((name,))
+
+
 class _Keeper:
     """What is known of a place while somebody waits there; on the I/O loop only."""
 
@@ -237,7 +244,7 @@ class _Watcher:
                 why = ""  # the waiters find out for themselves
             except ImportError as error:
                 why = str(error)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the latter at exit: it is closed
                 why, level = _why_not(error), logging.WARNING
         if not place.polled:
             keeper.delay = POLL_SECONDS[0]
@@ -377,7 +384,9 @@ def _changed(path: str, names: list[str]) -> list[str]:
     ]
 
 
-def _why_not(error: OSError) -> str:
+def _why_not(error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
     reason = error.strerror or str(error)
     if error.errno == errno.EMFILE:
         return f"{reason}; see fs.inotify.max_user_instances and ulimit -n"
