@@ -122,13 +122,14 @@ def in_child(function, *args):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def leaves_a_block(frame):
-    """Whether a line is a ``with``, which is traced again before it calls ``__exit__``.
+def no_signal_comes(frame):
+    """Whether a line is one at which the interpreter does not look for signals.
 
-    The interpreter looks for signals after that call, not before.
+    A ``with`` is traced again before it calls ``__exit__``; signals are looked for after that. A
+    ``try`` is an instruction that does nothing, outside of what it guards.
     """
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return line.lstrip().startswith("with ")
+    return line.lstrip().startswith(("with ", "try:"))
 
 
 def descriptors():

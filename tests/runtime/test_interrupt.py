@@ -151,7 +151,7 @@ def test_at_every_line(run, works):
                 global left, hit
                 if not frame.f_code.co_filename.startswith(files):
                     return None
-                if event == "line" and not leaves_a_block(frame):
+                if event == "line" and not no_signal_comes(frame):
                     left -= 1
                     if not left:
                         hit = True
@@ -201,7 +201,7 @@ def test_at_every_line_of_a_blocking_call(run):
                     global left, hit
                     if frame.f_code.co_filename != file:
                         return None
-                    if event == "line" and not leaves_a_block(frame):
+                    if event == "line" and not no_signal_comes(frame):
                         left -= 1
                         if not left:
                             hit = True

@@ -450,3 +450,56 @@ def test_error_is_one_of_ours():
 
     assert isinstance(loop_gone(), IOThreadError)
     assert loop_gone().hint
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_flight_that_ends_before_one_joins(run, url, awaited):
+    """Who misses the cache, and then the flight that fills it, does not fetch a second time."""
+    run(
+        f"""
+        os.environ["PROXYPLANE_ON_BLOCKING"] = "allow"
+        with sync.Store("s", URL) as store:
+            inner = store._store
+            p = store.proxy([1], populate_target=False)
+            first, second = fresh(p), fresh(p)
+            look, decode, decoded = inner.cached, inner._decode, []
+            def look_too_early(key):
+                found = look(key)
+                inner.cached = look
+                assert first[0] == 1  # as another thread does at this moment
+                return found
+            def counting(*args):
+                decoded.append(1)
+                return decode(*args)
+            inner.cached, inner._decode = look_too_early, counting
+            async def main():
+                return await second
+            target = asyncio.run(main()) if {awaited} else proxyplane.extract(second)
+            assert target is proxyplane.extract(first)
+            assert len(decoded) == 1
+        """,
+        url,
+    )
+
+
+def test_waiter_that_works_is_not_a_cycle(run):
+    """A thread that waited, woke up and decodes is no cycle to those who come then."""
+    run(
+        """
+        with sync.Store("s", Slow(), cache_size=0) as store:
+            p = store.proxy(Decoded([1]), populate_target=False)
+            decodes, go_on = threading.Event(), threading.Event()
+            def decode():
+                decodes.set()
+                go_on.wait()
+            Decoded.on_decode = decode
+            Slow.delay = 0.05
+            first = thread(lambda: p.payload)
+            decodes.wait()
+            second = thread(lambda: p.payload)
+            wait_until(lambda: second.ident in flights._process.waits)
+            go_on.set()
+            first.join()
+            second.join()
+        """
+    )

@@ -121,6 +121,7 @@ class Flight:
                     self._wakers[wake] = None
                     _process.waits[me] = self
                 self._sleep(woken)
+                _process.waits.pop(me, None)  # awake, it may work on this very flight
         finally:
             self._wakers.pop(wake, None)
             if outer is None:
@@ -346,7 +347,8 @@ class Flight:
     def _refuse_cycle(self, me: int) -> None:
         """Raises if a thread on whose work this flight depends is the calling one."""
         flight: Flight | None = self
-        while flight is not None and flight._worker is not None:
+        seen: set[Flight] = set()
+        while flight is not None and flight._worker is not None and flight not in seen:
             if flight.state is State.DONE:
                 return
             if flight._worker == me:
@@ -354,6 +356,7 @@ class Flight:
                     f"resolving {self.source} needs its own result",
                     hint="an object's decoder or factory touches a proxy of that same object",
                 )
+            seen.add(flight)
             flight = _process.waits.get(flight._worker)
 
 
@@ -376,11 +379,18 @@ def join(
         if is_resolved():
             return None
         flight = _process.flights.get(key)
+        new = flight is None
         if flight is None:
             flight = _process.flights[key] = Flight(key, source)
         flight.deliveries[deliver] = None
         flight.interest += 1
-        return flight
+    if new:
+        # Another flight may have ended, and left the object in the cache, since the caller looked
+        # there; and not under the lock, because a cache has a lock of its own.
+        target = source.cached()
+        if target is not MISSING:
+            flight._settle(Outcome(target, None))
+    return flight
 
 
 def _in_main_thread() -> bool:

@@ -12,6 +12,10 @@ from proxyplane.exceptions import ProxyResolveError
 class Source(Protocol):
     """Where a flight gets its object from."""
 
+    def cached(self) -> Any:
+        """The object, if it is at hand; else MISSING."""
+        ...
+
     @property
     def works_here(self) -> bool:
         """Whether `work` can be called in the thread that asks, with no need of a loop."""
