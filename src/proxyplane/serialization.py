@@ -150,7 +150,7 @@ def get_serializer(id: str) -> Serializer:
     if serializer is None and ":" in id:
         serializer = _custom[id] = _import_serializer(id)
     if serializer is None:
-        known = ", ".join(sorted([*BUILTIN, *_custom]))
+        known = ", ".join(sorted(one for one in (*BUILTIN, *_custom) if ":" not in one))
         raise SerializationError(
             f"unknown serializer {id!r}; known are: {known}",
             reason="codec",
