@@ -121,6 +121,11 @@ def the_wheel() -> Path:
     return wheel
 
 
+def results(version: str) -> list[Path]:
+    """What the two runs of the tests on one Python leave for the report."""
+    return [RESULTS / f"{version}.xml", RESULTS / f"{version}-alone.xml"]
+
+
 def run_tests(session: nox.Session, version: str) -> None:
     """Runs the tests on one Python and leaves their count for the report."""
     wheel = the_wheel()
@@ -139,9 +144,16 @@ def run_tests(session: nox.Session, version: str) -> None:
     if "site-packages" not in str(where):
         session.error(f"the tests would run against {where}, not against the wheel")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    result = RESULTS / f"{version}.xml"
-    result.unlink(missing_ok=True)
-    session.run("python", "-m", "pytest", f"--junitxml={result}", *session.posargs, env=environment)
+    for result in results(version):
+        result.unlink(missing_ok=True)
+    together, alone = results(version)
+    pytest = ("python", "-m", "pytest", *session.posargs)
+    # Side by side on all cores, and then those that nothing may run beside.
+    parallel = ("-n", "auto", "--dist", "worksteal", "-m", "not alone")
+    session.run(*pytest, f"--junitxml={together}", *parallel, env=environment)
+    # 5: none was chosen, as happens when the arguments name some tests.
+    codes = [0, 5] if session.posargs else [0]
+    session.run(*pytest, f"--junitxml={alone}", "-m", "alone", env=environment, success_codes=codes)
 
 
 for _version, _path in PYTHONS.items():
@@ -168,20 +180,22 @@ def report(session: nox.Session) -> None:
     failed = False
     for version in VERSIONS:
         path = PYTHONS.get(version)
-        result = RESULTS / f"{version}.xml"
         if path is None:
             session.log(f"Python {version}: not installed here")
-        elif not result.exists():
+        elif not all(result.exists() for result in results(version)):
             session.log(f"Python {version}: DID NOT RUN, though installed at {path}")
             failed = True
         else:
-            suite = next(ET.parse(result).iter("testsuite"))
-            count = {name: int(suite.get(name, 0)) for name in ("tests", "skipped")}
-            bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+            suites = [next(ET.parse(one).iter("testsuite")) for one in results(version)]
+            count = {
+                name: sum(float(suite.get(name, 0)) for suite in suites)
+                for name in ("tests", "skipped", "failures", "errors", "time")
+            }
+            bad = count["failures"] + count["errors"]
             passed = count["tests"] - count["skipped"] - bad
             session.log(
-                f"Python {version}: {passed} passed, {bad} failed, {count['skipped']} skipped "
-                f"in {float(suite.get('time', 0)):.0f} s, with {path}"
+                f"Python {version}: {passed:.0f} passed, {bad:.0f} failed, "
+                f"{count['skipped']:.0f} skipped in {count['time']:.0f} s, with {path}"
             )
             failed = failed or bad > 0 or passed == 0
     if failed:
