@@ -13,6 +13,7 @@ import pickle
 import signal
 import threading
 import time
+import traceback
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,9 @@ class Pool:
                 for index, payload in enumerate(payloads):
                     self.queue.send((index, payload))
             except BaseException as exc:  # noqa: BLE001  raised again by `_receive`
+                # The frames of `send` hold a view of a buffer. Destroyed in the wrong order, when
+                # the exception goes, the two would complain on the screen.
+                traceback.clear_frames(exc.__traceback__)
                 failed.append(exc)
                 self._alarm_end.send_bytes(b"!")
 
