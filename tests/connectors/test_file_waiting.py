@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import stat
@@ -13,7 +14,7 @@ import pytest
 
 from proxyplane._runtime.io_thread import io_thread
 from proxyplane.abc import DeferrableConnector
-from proxyplane.connectors import _file_watch
+from proxyplane.connectors import _file_watch, _inotify
 from proxyplane.connectors._file_dir import PENDING
 from proxyplane.connectors._inline import INLINE_BYTES
 from proxyplane.connectors.file import FileConnector
@@ -29,6 +30,7 @@ from support.waiting import (
     rounds,
     set_in_process,
     until,
+    waiting,
 )
 
 SIZES = [1, INLINE_BYTES + 1]
@@ -57,15 +59,6 @@ def registrations(connector: FileConnector) -> list[str]:
 def waits(connector: FileConnector, key: str, count: int = 1) -> bool:
     place = _file_watch._places.get(connector.directory)
     return place is not None and place.waiters.names().count(key) >= count
-
-
-async def waiting(connector: FileConnector, key: str) -> asyncio.Task[None]:
-    """A wait that has begun and is watched for."""
-    task = asyncio.ensure_future(connector.wait(key, LONG))
-    await until(lambda: waits(connector, key) and connector._waiting._place is not None)
-    place = connector._waiting._place
-    await until(lambda: place.watched is not None or place.polled)
-    return task
 
 
 async def test_a_registration_is_no_object(connector):
@@ -119,7 +112,7 @@ async def test_wakes_other_threads_and_loops(connector, size):
 @pytest.mark.parametrize("size", SIZES)
 async def test_wakes_its_own_process(connector, size, monkeypatch):
     """A set wakes who waits in the same process without the help of the kernel."""
-    monkeypatch.setattr(_file_watch._Watcher, "_handle", lambda self, event: None)
+    monkeypatch.setattr(_inotify.Removals, "_handle", lambda self, event: None)
     key, lost = await connector.new_key(), await connector.new_key()
     tasks = [await waiting(connector, one) for one in (key, lost)]
     other = FileConnector.from_url(connector.url)
@@ -399,6 +392,7 @@ async def test_descriptors_stay_flat(connector):
     task = await waiting(connector, await connector.new_key())
     task.cancel()
     await asyncio.to_thread(drop_watches)
+    gc.collect()  # what other tests left
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         keys = [await connector.new_key() for _ in range(4)]

@@ -53,6 +53,21 @@ def nobody_waits(waiters) -> bool:
     return not waiters._tables
 
 
+async def waiting(connector, key: str, timeout: float = LONG) -> asyncio.Task[None]:
+    """A wait for a file that has begun, is watched for, and sleeps."""
+    task = asyncio.ensure_future(connector.wait(key, timeout))
+    await asyncio.sleep(0)
+    await until(lambda: connector._waiting._place is not None)
+    place = connector._waiting._place
+    await until(lambda: key in place.waiters.names())
+    await until(lambda: place.watched is not None or place.polled)
+    # Who waits is woken when the watch begins. What was under way to it arrives before this.
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), io_thread().loop))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return task
+
+
 def set_in_process(url: str, *keys: str, body: str = "object") -> subprocess.Popen[str]:
     """Starts a process that sets each key in turn, as it reads a line for each on its stdin.
 
@@ -124,3 +139,24 @@ def drop_watches() -> None:
 
     if watcher.loop is io.loop:
         io.run(drop())
+
+
+def set_elsewhere(connector, *keys: str) -> None:
+    """Sets the keys in another process."""
+    other = set_in_process(connector.url, *keys)
+    printed, _ = other.communicate("\n" * len(keys))
+    assert printed.split() == ["set"] * len(keys)
+
+
+def run_code(
+    code: str, *argv: object, prefix: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs code in a new interpreter, which must end well."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    return done

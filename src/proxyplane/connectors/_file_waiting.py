@@ -116,7 +116,8 @@ class Registrations:
             self.remove(key)
 
     def _make_folder(self) -> None:
-        self._directory.make()
+        if not os.path.isdir(self._directory.path):
+            self._directory.make()
         folder = os.path.join(self._directory.path, PENDING)
         try:
             os.mkdir(folder, 0o700)

@@ -23,21 +23,30 @@ import errno
 import logging
 import os
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from proxyplane._runtime.fork import on_fork
-from proxyplane._runtime.io_thread import IOThread, Outcome, io_thread, loop_gone
+from proxyplane._runtime.io_thread import (
+    IOThread,
+    Outcome,
+    io_thread,
+    linger_at_exit,
+    loop_gone,
+    on_io_thread,
+)
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane.connectors._file_dir import PENDING, file_system, is_remote
+from proxyplane.connectors._inotify import Removals, load
 from proxyplane.connectors._waiters import Waiters
 from proxyplane.exceptions import IOThreadError
 
 if TYPE_CHECKING:
-    from asyncinotify import Event, Inotify, Watch
+    from asyncinotify import Watch
 
 T = TypeVar("T")
+P = ParamSpec("P")
 logger = logging.getLogger("proxyplane")
 
 LOOK_SECONDS = 3.0
@@ -49,10 +58,6 @@ POLL_SECONDS = 0.001, 1.0
 
 _WATCHED_SHARE = 1 / 200
 _POLLED_SHARE = 1 / 20
-# Events taken in one go before other work of the loop has its turn; and read in one call, counted
-# in events with names of 255 bytes.
-_BATCH = 256
-_READ = 64
 
 
 class Place:
@@ -99,14 +104,16 @@ class Place:
                 return  # who has just come is looked after at once, who waits for long is not
         elif self.watched is not None and self.watched == _identity(self.folder):
             return
-        io = io_thread()
-        if io.ending:
-            raise loop_gone()
         self._asked = True
         try:
+            io = io_thread()
+            if io.ending:
+                raise loop_gone()
             _spawn(io, _attend(self), self._attended)
         except BaseException:
             self._asked = False
+            if not on_io_thread():
+                linger_at_exit()
             raise
 
     def _attended(self, outcome: Outcome[bool]) -> None:
@@ -149,22 +156,18 @@ class _Keeper:
 class _Watcher:
     """The inotify instance of this process and what it watches; on the I/O loop only."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: Any) -> None:
         self.loop = asyncio.get_running_loop()
         self.keepers: dict[Place, _Keeper] = {}
-        self._inotify: Inotify | None = None
-        self._by_number: dict[int, set[_Keeper]] = {}
+        self.removals: Removals[_Keeper] = Removals(library, self)
         self._told: set[str] = set()
-        self._library: Any = None
 
     # -- keeping ------------------------------------------------------------------------------
 
     async def attend(self, place: Place) -> bool:
         """Begins to keep the place; returns whether all who wait there must look again."""
-        if self._library is None:
-            self._library = await run_in_worker(_load)
         if place not in self.keepers and not place.remote:
-            place.remote = await run_in_worker(_is_remote, place.path)
+            place.remote = await _in_worker(_is_remote, place.path)
         keeper = self.keepers.get(place)
         if keeper is None:
             keeper = self.keepers[place] = _Keeper(place)
@@ -183,23 +186,18 @@ class _Watcher:
                     async with asyncio.timeout(keeper.delay):
                         await keeper.look_now.wait()
                 keeper.look_now.clear()
-                names = place.waiters.names()
-                if not names:
+                if not place.waiters.names():
                     place.watched, place.polled = None, False
                     if not place.waiters.names():  # nobody relied on it at the last moment
                         return
                 self._arm(keeper)
                 began = monotonic()
-                place.waiters.wake(await self._look(place, names))
+                # Who joins after this relies on the watch, who joined before is looked after.
+                names = place.waiters.names()
+                place.waiters.wake(await _in_worker(_changed, place.path, names))
                 self._set_delay(keeper, monotonic() - began)
         finally:
             self._drop(keeper)
-
-    async def _look(self, place: Place, names: list[str]) -> list[str]:
-        try:
-            return await run_in_worker(_changed, place.path, names)
-        except IOThreadError:  # no thread can be started: each has to look for itself
-            return names
 
     @staticmethod
     def _set_delay(keeper: _Keeper, took: float) -> None:
@@ -213,11 +211,8 @@ class _Watcher:
         place.watched, place.polled = None, False
         self.keepers.pop(place, None)
         self._unwatch(keeper)
-        if not self.keepers and self._inotify is not None:
-            with contextlib.suppress(ValueError):  # at exit the library closes it by itself
-                self.loop.remove_reader(self._inotify.fd)
-            self._inotify.close()
-            self._inotify = None
+        if not self.keepers:
+            self.removals.close()
         place.waiters.wake_all()  # nobody, unless the loop ends
 
     # -- watching -----------------------------------------------------------------------------
@@ -235,7 +230,7 @@ class _Watcher:
                 return
             self._unwatch(keeper)
             try:
-                keeper.watch = self._add(keeper)
+                keeper.watch = self.removals.watch(place.folder, keeper)
                 # What was there before the call: if it was replaced meanwhile, that is noticed.
                 place.watched, place.polled = here, False
                 keeper.delay = LOOK_SECONDS
@@ -257,63 +252,20 @@ class _Watcher:
                 "at most every %g s", place.path, why, POLL_SECONDS[1],
             )  # fmt: skip
 
-    def _add(self, keeper: _Keeper) -> Watch:
-        library = self._library
-        if isinstance(library, Exception):
-            raise ImportError(f"inotify is not usable: {library}") from library
-        if self._inotify is None:
-            self._inotify = library.Inotify(cache_size=_READ, sync_timeout=0)
-            self.loop.add_reader(self._inotify.fd, self._read)
-        mask = library.Mask
-        watch: Watch = self._inotify.add_watch(
-            keeper.place.folder,
-            mask.DELETE | mask.MOVED_FROM | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR,
-        )
-        # Two paths to one directory share a watch.
-        self._by_number.setdefault(watch.wd, set()).add(keeper)
-        return watch
-
     def _unwatch(self, keeper: _Keeper) -> None:
         watch, keeper.watch, keeper.place.watched = keeper.watch, None, None
-        if watch is None:
-            return
-        sharing = self._by_number.get(watch.wd, set())
-        sharing.discard(keeper)
-        if not sharing and self._by_number.pop(watch.wd, None) is not None:
-            assert self._inotify is not None
-            with contextlib.suppress(OSError, ValueError):  # it has ended with its directory
-                self._inotify.rm_watch(watch)
+        if watch is not None:
+            self.removals.unwatch(watch, keeper)
 
-    def _read(self) -> None:
-        for _ in range(_BATCH):
-            event = self._inotify.sync_get() if self._inotify is not None else None
-            if event is None:
-                return
-            self._handle(event)
-        self.loop.call_soon(self._read)  # events that were read do not make the loop call again
+    def on_removed(self, who: _Keeper, name: str) -> None:
+        """Its object was set, or its key evicted."""
+        who.place.waiters.wake((name,))
 
-    def _handle(self, event: Event) -> None:
-        mask = self._library.Mask
-        if event.mask & mask.Q_OVERFLOW:
-            self._on_watch_lost(list(self.keepers.values()))  # or its end may be what was lost
-        elif event.watch is not None:
-            keepers = self._by_number.get(event.watch.wd, set())
-            if event.name is not None:
-                for keeper in keepers:
-                    keeper.place.waiters.wake((str(event.name),))
-            elif event.mask & (mask.IGNORED | mask.DELETE_SELF | mask.MOVE_SELF | mask.UNMOUNT):
-                self._on_watch_lost(list(keepers))
-
-    def _on_watch_lost(self, keepers: list[_Keeper]) -> None:
-        for keeper in keepers:
+    def on_lost(self, everyone: Sequence[_Keeper]) -> None:
+        """Watches and looks again."""
+        for keeper in everyone:
             self._unwatch(keeper)
             keeper.look_now.set()
-
-    def abandon(self) -> None:
-        """In a forked child: lets go of the copy of the instance, which is the parent's."""
-        if self._inotify is not None:
-            with contextlib.suppress(OSError):
-                self._inotify.close()
 
 
 class _Process:
@@ -326,7 +278,7 @@ class _Process:
 
     def after_fork_in_child(self) -> None:
         if self.watcher is not None:
-            self.watcher.abandon()
+            self.watcher.removals.abandon()
             self._abandoned.append(self.watcher)  # its events and tasks are of the parent's loop
             self.watcher = None
 
@@ -340,24 +292,26 @@ def _spawn(io: IOThread, coro: Coroutine[Any, Any, T], done: Callable[[Outcome[T
 
 
 async def _attend(place: Place) -> bool:
+    loop = asyncio.get_running_loop()
     watcher = _process.watcher
-    if watcher is None or watcher.loop is not asyncio.get_running_loop():
-        watcher = _process.watcher = _Watcher()
+    if watcher is None or watcher.loop is not loop:
+        library = await _in_worker(load)
+        watcher = _process.watcher  # another one may have been quicker
+        if watcher is None or watcher.loop is not loop:
+            watcher = _process.watcher = _Watcher(library)
     return await watcher.attend(place)
+
+
+async def _in_worker(func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return await run_in_worker(func, *args, **kwargs)
+    except IOThreadError:  # no thread can be started: late is better than never
+        return func(*args, **kwargs)
 
 
 def _report(outcome: Outcome[None]) -> None:
     if outcome.error is not None and not isinstance(outcome.error, IOThreadError):
         logger.error("the watch of a directory ended", exc_info=outcome.error)
-
-
-def _load() -> Any:
-    # On a worker thread: it looks for the C library by running other programs.
-    try:
-        import asyncinotify
-    except Exception as error:  # noqa: BLE001  # not installed, another system, no inotify in it
-        return error
-    return asyncinotify
 
 
 def _is_remote(path: str) -> bool:
