@@ -221,10 +221,7 @@ class StoreCore:
                     await medium.wait(key)
                     buffer = await medium.get(key, size=size)
                     if buffer is None and not evict:
-                        raise ObjectLostError(
-                            f"the result of the future {key!r} in {self!r} was there and is gone",
-                            hint="it was evicted, or the medium dropped it",
-                        )
+                        raise self._gone(key)
                 return buffer
 
             # No shortcut: a thread cannot wait without a loop.
@@ -245,6 +242,24 @@ class StoreCore:
             operation.io = claim
             operation.io_here = read_here and claim_here
         return operation
+
+    def reading_set(self, key: str) -> Operation[Any]:
+        """Gets the object of a key made by `promising` that was seen to be set."""
+
+        def absent() -> Any:
+            raise self._gone(key)
+
+        self.require_open()
+        found = self._cache.get(key)
+        return (
+            Known(found) if found is not MISSING else self._reading(key, None, absent, cache=True)
+        )
+
+    def _gone(self, key: str) -> ObjectLostError:
+        return ObjectLostError(
+            f"the result of the future {key!r} in {self!r} was there and is gone",
+            hint="it was evicted, or the medium dropped it",
+        )
 
     def _reading(
         self, key: str, size: int | None, absent: Callable[[], Any], *, cache: bool

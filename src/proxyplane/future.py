@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from functools import partial
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
+from proxyplane._runtime.flights import in_flight
 from proxyplane._runtime.io_thread import io_thread
+from proxyplane._runtime.source import as_raised
 from proxyplane._runtime.workers import Workers
+from proxyplane.cache import MISSING
 from proxyplane.exceptions import FutureAlreadySet, FutureCancelled, ProxyResolveError
 from proxyplane.factory import StoreFactory, rebuild_factory
 from proxyplane.failures import FAILURES, Failure, RemoteTraceback
@@ -87,10 +91,37 @@ class ProxyFuture(Generic[T]):
         if not is_resolved(self._proxy):
             await self._store.awaiting(self._key, timeout).perform()
         try:
+            if not self._factory.evict:
+                await self._read_here()
             return await aresolve(self._proxy)
         except ProxyResolveError as error:
             _raise_producers(error)
             raise
+
+    async def _read_here(self) -> None:
+        """Resolves the proxy on the running loop, unless that is under way elsewhere.
+
+        This loop has just been woken. Had it to hand the reading to the library's loop and to be
+        woken once more, a small object would arrive a third later.
+        """
+        proxy, store, key = self._proxy, self._store, self._key
+        reads = _reads.setdefault(asyncio.get_running_loop(), {})
+        while not is_resolved(proxy) and not in_flight((self._factory.reference, key)):
+            read = reads.get(key)
+            if read is not None:
+                # Somebody else who waits here. If it came to nothing, the next one tries.
+                await read.ended.wait()
+                _deliver(proxy, read.target)
+                continue
+            read = reads[key] = _Read()
+            try:
+                read.target = await store.reading_set(key).perform()
+                _deliver(proxy, read.target)
+            except Exception as error:
+                raise as_raised(error, self._factory) from error
+            finally:
+                del reads[key]
+                read.ended.set()
 
     def __await__(self) -> Generator[Any, None, T]:
         return self.aresult().__await__()
@@ -217,6 +248,24 @@ def rebuild_future(
 ) -> ProxyFuture[Any]:
     """Inverse of pickling a future."""
     return ProxyFuture(rebuild_factory(reference, key, flags, None), type_name)
+
+
+class _Read:
+    """A result that is being read on some loop, for all who wait for it there."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self.target: Any = MISSING
+
+
+_reads: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Read]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _deliver(proxy: Proxy[Any], target: Any) -> None:
+    if target is not MISSING and not is_resolved(proxy):
+        proxy.__proxy_deliver__(target)
 
 
 def _raise_producers(error: ProxyResolveError) -> None:

@@ -393,6 +393,11 @@ def join(
     return flight
 
 
+def in_flight(key: Hashable) -> bool:
+    """Whether there is a flight of `key` now."""
+    return key in _process.flights
+
+
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
