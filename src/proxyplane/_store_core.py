@@ -264,9 +264,10 @@ class StoreCore:
     def _reading(
         self, key: str, size: int | None, absent: Callable[[], Any], *, cache: bool
     ) -> Operation[Any]:
+        since = self._cache.drops
 
         def finish(buffer: Buffer | None) -> Any:
-            return absent() if buffer is None else self._decode(key, buffer, cache)
+            return absent() if buffer is None else self._decode(key, buffer, since, cache)
 
         return Operation(
             f"getting {key!r} from {self!r}",
@@ -281,12 +282,13 @@ class StoreCore:
         self.require_open()
         found = {key: self._cache.get(key) for key in keys}
         absent = [key for key, obj in found.items() if obj is MISSING]
+        since = self._cache.drops
         if not absent:
             return Known([found[key] for key in keys])
 
         def finish(buffers: list[Buffer | None]) -> list[Any]:
             for key, buffer in zip(absent, buffers, strict=True):
-                found[key] = default if buffer is None else self._decode(key, buffer, True)
+                found[key] = default if buffer is None else self._decode(key, buffer, since)
             return [found[key] for key in keys]
 
         return Operation(
@@ -310,9 +312,10 @@ class StoreCore:
         self.require_open()
         return Operation(
             f"evicting {key!r} from {self!r}",
-            prepare=lambda: self._cache.pop(key),
+            prepare=lambda: self._forget([key]),
             io=lambda _: self.connector.evict(key),
             io_here=self._here(lambda medium, _: medium.evict_sync(key)),
+            finish=lambda gone: self._forget([key], gone),
         )
 
     def evicting_batch(self, keys: Sequence[str]) -> Operation[list[bool]]:
@@ -320,9 +323,17 @@ class StoreCore:
         self.require_open()
         return Operation(
             f"evicting {len(keys)} objects from {self!r}",
-            prepare=lambda: [self._cache.pop(key) for key in keys],
+            prepare=lambda: self._forget(keys),
             io=lambda _: self.connector.evict_batch(keys),
+            finish=lambda gone: self._forget(keys, gone),
         )
+
+    def _forget(self, keys: Sequence[str], gone: Any = None) -> Any:
+        # Before the medium evicts, which may fail halfway, and after: a reader in between may
+        # have left the object here again.
+        for key in keys:
+            self._cache.pop(key)
+        return gone
 
     def promising(self, kind: type | None, evict: bool) -> Operation[ProxyFuture[Any]]:
         """Makes a key whose object comes later; gives the future of it."""
@@ -398,12 +409,12 @@ class StoreCore:
     def _encoding_stalls(self, obj: Any) -> bool:
         return serialization.encode_may_stall(obj, checksum=self._config.checksum)
 
-    def _decode(self, key: str, buffer: Buffer, cache: bool) -> Any:
+    def _decode(self, key: str, buffer: Buffer, since: int, cache: bool = True) -> Any:
         obj = serialization.decode(buffer)
         if type(obj) is Failure:
             raise obj.to_raise()
         if cache:
-            self._cache.put(key, obj, len(buffer))
+            self._cache.put(key, obj, len(buffer), since=since)
         return obj
 
     def factory(self, key: str, evict: bool, size: int | None) -> StoreFactory[Any]:

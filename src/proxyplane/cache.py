@@ -36,11 +36,15 @@ class LRUCache:
         max_items: How many objects it holds at most; 0 disables it.
         max_bytes: How many bytes they may have together; 0 disables it. An object that alone has
             more is not kept.
+
+    Attributes:
+        drops: How often a caller had something dropped; see `put`.
     """
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self.max_items = max_items
         self.max_bytes = max_bytes
+        self.drops = 0
         self._entries: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._nbytes = 0
         self._changing = False
@@ -69,19 +73,21 @@ class LRUCache:
             except KeyError:
                 return MISSING
 
-    def put(self, key: str, obj: Any, size: int) -> None:
+    def put(self, key: str, obj: Any, size: int, *, since: int | None = None) -> None:
         """Keeps an object in place of what the key held, and drops those used longest ago.
 
         Args:
             key: Its key.
             obj: Any object, `None` included.
             size: Its bytes.
+            since: What `drops` was before the object was read. If it is more by now, the object
+                may have been evicted in the meantime, and is not kept.
         """
         keep = self.max_items > 0 and self.max_bytes > 0 and size <= self.max_bytes
         entry = (obj, size)
         dropped: list[tuple[Any, int]] = []
         with self._lock:
-            if self._changing:
+            if self._changing or (since is not None and since != self.drops):
                 return
             self._changing = True
             try:
@@ -109,12 +115,14 @@ class LRUCache:
         """Drops a key and returns its object; `MISSING` when it is not here."""
         dropped: list[tuple[Any, int]] = []
         with self._lock:
+            self.drops += 1
             self._remove(key, dropped)
         return dropped[0][0] if dropped else MISSING
 
     def clear(self) -> None:
         """Drops everything."""
         with self._lock:
+            self.drops += 1
             dropped, self._entries = self._entries, OrderedDict()
             self._nbytes -= sum(size for _, size in dropped.values())
         dropped.clear()
