@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from proxyplane import _stores, serialization
 from proxyplane._operations import Known, Operation
@@ -68,6 +68,12 @@ class StoreCore:
     def __repr__(self) -> str:
         return f"<Store {self.name!r} at {self._config.connector}{', closed' * self._closed}>"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} holds connections and cannot be pickled; send its proxies, which find it "
+            "by themselves, or send store.config() and use Store.from_config there"
+        )
+
     def enter(self) -> None:
         """Gives the store its name in this process, as entering a ``with`` block does."""
         self.require_open()
@@ -122,6 +128,8 @@ class StoreCore:
         result: Callable[[str, int], Any],
     ) -> Operation[Any]:
         self.require_open()
+        if key is not None:
+            _require_key(key)
         size = 0
 
         def prepare() -> list[Buffer]:
@@ -173,6 +181,7 @@ class StoreCore:
         result: Callable[[int, str, int], Any],
     ) -> Operation[list[Any]]:
         self.require_open()
+        objs = list(objs)  # any iterable, and as it is now
         sizes: list[int] = []
 
         def prepare() -> list[list[Buffer]]:
@@ -194,6 +203,7 @@ class StoreCore:
     def getting(self, key: str, default: Any) -> Operation[Any]:
         """Gets an object, from the cache if it is there."""
         self.require_open()
+        _require_key(key)
         found = self._cache.get(key)
         if found is not MISSING:
             return Known(found)
@@ -280,6 +290,7 @@ class StoreCore:
     def getting_batch(self, keys: Sequence[str], default: Any) -> Operation[list[Any]]:
         """Gets many objects, from the cache where they are there."""
         self.require_open()
+        keys = _require_keys(keys)
         found = {key: self._cache.get(key) for key in keys}
         absent = [key for key, obj in found.items() if obj is MISSING]
         since = self._cache.drops
@@ -301,6 +312,7 @@ class StoreCore:
     def looking(self, key: str) -> Operation[bool]:
         """Whether the key holds an object, by the medium's word."""
         self.require_open()
+        _require_key(key)
         return Operation(
             f"looking for {key!r} in {self!r}",
             io=lambda _: self.connector.exists(key),
@@ -310,6 +322,7 @@ class StoreCore:
     def evicting(self, key: str) -> Operation[bool]:
         """Removes an object; gives whether it was there."""
         self.require_open()
+        _require_key(key)
         return Operation(
             f"evicting {key!r} from {self!r}",
             prepare=lambda: self._forget([key]),
@@ -321,6 +334,7 @@ class StoreCore:
     def evicting_batch(self, keys: Sequence[str]) -> Operation[list[bool]]:
         """Removes many objects; gives for each key whether it was there."""
         self.require_open()
+        keys = _require_keys(keys)
         return Operation(
             f"evicting {len(keys)} objects from {self!r}",
             prepare=lambda: self._forget(keys),
@@ -424,6 +438,7 @@ class StoreCore:
     def proxy_of_key(self, key: str, evict: bool) -> Proxy[Any]:
         """A proxy of whatever the key holds."""
         self.require_open()
+        _require_key(key)
         return make_proxy(self.factory(key, evict, None), NO_HINTS)
 
     def _make_proxy(
@@ -432,6 +447,20 @@ class StoreCore:
         # A proxy that has its target already would never make its claim.
         target = obj if populate_target and not evict else MISSING
         return make_proxy(self.factory(key, evict, size), Hints.of(obj, size), target)
+
+
+def _require_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"a key is a string, not {type(key).__name__}: {key!r}")
+
+
+def _require_keys(keys: Sequence[str]) -> list[str]:
+    if isinstance(keys, str):
+        raise TypeError(f"expected a list of keys, not one string: {keys!r}")
+    keys = list(keys)
+    for key in keys:
+        _require_key(key)
+    return keys
 
 
 def _decoding_stalls(buffer: Buffer | None) -> bool:

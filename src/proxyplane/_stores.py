@@ -46,6 +46,9 @@ class _Process:
         self.after_fork_in_child()
         self.by_name: dict[str, ObjectStore] = {}
         self.by_reference: dict[str, ObjectStore] = {}
+        # Open stores whose place an equal one took, by reference: they have it again when that
+        # one is closed, as when one ``with`` block stands inside of another.
+        self.replaced: dict[str, list[ObjectStore]] = {}
         on_fork(self)
 
     def after_fork_in_child(self) -> None:
@@ -76,6 +79,7 @@ def register(store: ObjectStore, *, exist_ok: bool = False) -> None:
                     f"a store named {store.name!r} is registered in this process already",
                     hint=f"get it with get_store({store.name!r}), or pass exist_ok=True",
                 )
+            _process.replaced.setdefault(taken.reference, []).append(taken)
         _process.by_name[store.name] = store
         _process.by_reference[store.reference] = store
 
@@ -93,11 +97,18 @@ def unregister(name: str, store: ObjectStore | None = None) -> None:
     """Frees `name`; with `store`, only if that very store has it."""
     with _process.lock:
         registered = _process.by_name.get(name)
-        if registered is None or registered is not (store or registered):
+        if registered is None:
             return
-        del _process.by_name[name]
-        if _process.by_reference.get(registered.reference) is registered:
-            del _process.by_reference[registered.reference]
+        replaced = _process.replaced.pop(registered.reference, [])
+        others = [one for one in replaced if not (store is None or one is store or one.closed)]
+        if registered is (store or registered):
+            del _process.by_name[name]
+            if _process.by_reference.get(registered.reference) is registered:
+                del _process.by_reference[registered.reference]
+            if others:
+                register(others.pop())
+        if others:
+            _process.replaced[registered.reference] = others
 
 
 def find(name: str) -> Any | None:

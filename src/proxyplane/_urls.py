@@ -42,7 +42,7 @@ def check_connector_url(url: str) -> None:
     Raises:
         ConfigError: It is no URL, or has a fragment, a control character or a secret.
     """
-    wanted = "a URL like 'file:' or 'redis://localhost:6379'"
+    wanted = "a URL like 'file:///data/objects' or 'redis://localhost:6379'"
     if not isinstance(url, str):
         raise bad("connector", url, wanted)
     if not re.match(SCHEME, url):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from proxyplane import _stores
-from proxyplane.config import StoreConfig, default_store_url
+from proxyplane.config import STORE_VARIABLE, StoreConfig, default_store_url
+from proxyplane.exceptions import ConfigError
 from proxyplane.factory import StoreFactory
 from proxyplane.proxy import Proxy, get_factory
 from proxyplane.store import Store
@@ -29,6 +30,26 @@ T = TypeVar("T")
 _default: Store | None = None
 
 
+class BlockingStore(Protocol):
+    """What `proxyplane.sync.Store` is to the functions of this module."""
+
+    @property
+    def asynchronous(self) -> Store:
+        """The async store underneath."""
+        ...
+
+
+def _underneath(store: Store | BlockingStore) -> Store:
+    if isinstance(store, Store):
+        return store
+    found = getattr(store, "asynchronous", None)
+    if isinstance(found, Store):
+        return found
+    raise TypeError(
+        f"expected a proxyplane.Store or a proxyplane.sync.Store, got {type(store).__name__}"
+    )
+
+
 def get_store(name: str | Proxy[Any]) -> Store:
     """The store registered under a name in this process, or the store of a proxy.
 
@@ -44,17 +65,18 @@ def get_store(name: str | Proxy[Any]) -> Store:
     return cast(Store, _stores.require(cast(str, name)))
 
 
-def register_store(store: Store, *, exist_ok: bool = False) -> None:
+def register_store(store: Store | BlockingStore, *, exist_ok: bool = False) -> None:
     """Makes a store findable by its name, and by the proxies that arrive in this process.
 
     Args:
-        store: An open store.
+        store: An open store, async or blocking.
         exist_ok: Whether it may replace a store of the same name and configuration.
 
     Raises:
         StoreExistsError: The name is taken: by a store with another configuration, or by any
             other store unless `exist_ok`.
     """
+    store = _underneath(store)
     store.require_open()
     _stores.register(store, exist_ok=exist_ok)
 
@@ -81,7 +103,7 @@ def get_or_create_store(config: StoreConfig) -> Store:
 
 
 @contextlib.contextmanager
-def store_registration(*stores: Store, exist_ok: bool = False) -> Iterator[None]:
+def store_registration(*stores: Store | BlockingStore, exist_ok: bool = False) -> Iterator[None]:
     """Registers stores for the time of a ``with`` block; does not close them.
 
     Raises:
@@ -89,7 +111,7 @@ def store_registration(*stores: Store, exist_ok: bool = False) -> Iterator[None]
     """
     registered: list[Store] = []
     try:
-        for store in stores:
+        for store in map(_underneath, stores):
             register_store(store, exist_ok=exist_ok)
             registered.append(store)
         yield
@@ -98,10 +120,10 @@ def store_registration(*stores: Store, exist_ok: bool = False) -> Iterator[None]
             _stores.unregister(store.name, store)
 
 
-def set_default_store(store: Store | None) -> None:
+def set_default_store(store: Store | BlockingStore | None) -> None:
     """Sets the store that `to_proxy` uses when it is given none; None for the built-in one."""
     global _default
-    _default = store
+    _default = None if store is None else _underneath(store)
 
 
 def default_store() -> Store:
@@ -117,9 +139,13 @@ def default_store() -> Store:
         return _default
     url = default_store_url()
     if url is not None:
-        return cast(
-            Store, _stores.open_reference(StoreConfig.from_url(url, name="default").to_url())
-        )
+        try:
+            config = StoreConfig.from_url(url, name="default")
+        except ConfigError as error:
+            raise ConfigError(
+                f"the environment variable {STORE_VARIABLE} describes no store: {error}"
+            ) from error
+        return cast(Store, _stores.open_reference(config.to_url()))
     from proxyplane.connectors.file import FileConnector  # only where it is the choice
 
     config = StoreConfig(name="default", connector=FileConnector().url)
@@ -127,27 +153,35 @@ def default_store() -> Store:
 
 
 def to_proxy(
-    obj: T, *, key: str | None = None, store: Store | None = None, evict: bool = False
+    obj: T,
+    *,
+    key: str | None = None,
+    store: Store | BlockingStore | None = None,
+    evict: bool = False,
 ) -> Proxy[T]:
     """Stores an object and returns a proxy of it; blocks. Blocking twin of `ato_proxy`.
 
     Raises:
         As `ato_proxy`.
     """
-    store = store or default_store()
+    store = default_store() if store is None else _underneath(store)
     operation = store.proxying(obj, key, None, evict, True, False)
     return cast("Proxy[T]", operation.perform_blocking(store.on_blocking))
 
 
 async def ato_proxy(
-    obj: T, *, key: str | None = None, store: Store | None = None, evict: bool = False
+    obj: T,
+    *,
+    key: str | None = None,
+    store: Store | BlockingStore | None = None,
+    evict: bool = False,
 ) -> Proxy[T]:
     """Stores an object and returns a proxy of it.
 
     Args:
         obj: Any object that can be pickled, but not None and not a bool.
         key: A key of your own; by default a new unique one. Keys are write-once.
-        store: Where to; by default the `default_store`.
+        store: Where to, async or blocking; by default the `default_store`.
         evict: Whether the first use of a copy of the proxy removes the object.
 
     Raises:
@@ -156,4 +190,5 @@ async def ato_proxy(
         SerializationError: The object cannot be encoded.
         ConnectorError: The medium failed.
     """
-    return await (store or default_store()).proxy(obj, key=key, evict=evict)
+    store = default_store() if store is None else _underneath(store)
+    return await store.proxy(obj, key=key, evict=evict)

@@ -162,6 +162,9 @@ def get_serializer(id: str) -> Serializer:
 
 def _encode_parts(obj: Any, serializer: Serializer | None) -> tuple[str, Parts]:
     if serializer is not None:
+        problem = _why_no_serializer(serializer)
+        if problem:
+            raise ConfigError(f"cannot encode with {serializer!r}: {problem}")
         if ":" not in serializer.id:
             get_serializer(serializer.id)  # better now than in every reader
         return serializer.id, _call_encode(serializer, obj)

@@ -9,6 +9,7 @@ from proxyplane import _stores, serialization
 from proxyplane._store_core import SerializerLike, StoreCore
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import OnBlocking, StoreConfig, connector_from_url
+from proxyplane.exceptions import ConfigError
 from proxyplane.future import ProxyFuture
 from proxyplane.proxy import Proxy, ProxyLocker
 
@@ -62,6 +63,11 @@ class Store(StoreCore):
     ) -> None:
         if isinstance(connector, str):
             connector = connector_from_url(connector)
+        elif not isinstance(connector, Connector):
+            raise ConfigError(
+                f"the connector of a store is a Connector or a URL, not {connector!r}",
+                hint="for example FileConnector(), or 'redis://localhost:6379'",
+            )
         if serializer is not None and not isinstance(serializer, str):
             serialization.register_serializer(serializer)
             serializer = serializer.id

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 from proxyplane import future as _future
 from proxyplane import registry
@@ -92,6 +92,11 @@ class Store:
         return self._store.name
 
     @property
+    def asynchronous(self) -> _async.Store:
+        """The async store underneath, for code that awaits; the inverse of `of`."""
+        return self._store
+
+    @property
     def connector(self) -> Connector:
         """Where the objects go."""
         return self._store.connector
@@ -114,6 +119,9 @@ class Store:
 
     def __repr__(self) -> str:
         return repr(self._store).replace("<Store", "<sync.Store", 1)
+
+    def __reduce__(self) -> NoReturn:
+        self._store.__reduce__()
 
     def _do(self, operation: Operation[T]) -> T:
         return operation.perform_blocking(self._store.on_blocking)

@@ -69,9 +69,10 @@ class FileConnector(DeferrableConnector):
     def _open_sync(self, path: str | None, *, make: bool) -> None:
         if path is None:
             path = default_directory()
-        if not path or "\0" in path:
+        if not path or "\0" in path or path.startswith("file:"):
             raise ConfigError(
-                f"{path!r} is no path of a directory", hint="leave it out to use the default one"
+                f"{path!r} is no path of a directory",
+                hint="leave it out to use the default one; a URL goes to FileConnector.from_url",
             )
         # POSIX gives two leading slashes a meaning that no system here uses.
         self._directory = Directory("/" + os.path.abspath(path).lstrip("/"))
