@@ -282,6 +282,19 @@ async def test_a_server_that_accepts_and_is_silent_is_unavailable(own_redis_serv
     await connector.aclose()
 
 
+async def test_a_server_that_was_silent_from_the_start(own_redis_server):
+    """The message names the time-out that ended it, and with TLS the likely reason."""
+    server = await asyncio.to_thread(own_redis_server)
+    server.pause()
+    for url, words in [(server.url, "check host"), (server.url.replace(":", "s:", 1), "TLS")]:
+        connector = RedisConnector(url, timeout=0.2)
+        with pytest.raises(ConnectorUnavailableError, match=r"no answer in 0\.2 s") as caught:
+            await connector.get("any")
+        assert words in caught.value.hint and "raise timeout=" in caught.value.hint
+        await connector.aclose()
+    server.resume()
+
+
 @pytest.mark.parametrize("operation", ["get", "put", "put named", "put_batch", "get_batch"])
 async def test_server_killed_in_the_middle(own_redis_server, operation):
     """SIGKILL during a transfer is a lost connection; the connector works with the next server."""

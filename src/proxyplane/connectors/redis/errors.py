@@ -148,10 +148,7 @@ def _why_not(exc: Exception, options: RedisOptions) -> tuple[str, str | None]:
             case ConnectionRefusedError():
                 return "connection refused", _START_HINT
             case TimeoutError() | redis_errors.TimeoutError():
-                return (
-                    f"no answer in {options.connect_timeout:g} s",
-                    "check host, port and firewall, or raise connect_timeout=",
-                )
+                return _no_answer(options)
             case redis_errors.InvalidResponse():
                 return "it does not speak the Redis protocol", "check host and port"
             case redis_errors.ResponseError():
@@ -163,6 +160,16 @@ def _why_not(exc: Exception, options: RedisOptions) -> tuple[str, str | None]:
                 return "connection refused", _START_HINT
     hint = "use rediss:// if the server expects TLS" if options.scheme == "redis" else None
     return "the server closed the connection", hint
+
+
+def _no_answer(options: RedisOptions) -> tuple[str, str]:
+    # Each step of connecting has the one, all of them together the other.
+    name = min("connect_timeout", "timeout", key=lambda name: getattr(options, name))
+    tls = "whether the server expects TLS there, " if options.scheme == "rediss" else ""
+    return (
+        f"no answer in {getattr(options, name):g} s",
+        f"check {tls}host, port and firewall, or raise {name}=",
+    )
 
 
 def _reply_hint(exc: BaseException) -> str | None:
