@@ -83,7 +83,8 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
     loop.
 
     A proxy does what its target does, in Python. C code that looks at the very type of what it is
-    given (``json.dumps``, ``a_text.join([proxy])``, ``raise proxy``) refuses it: pass it
+    given (``json.dumps``, ``a_text.join([proxy])``, ``raise proxy``) refuses it, or takes it for
+    something else: ``array[proxy]`` picks rows where the target is a tuple. Pass it
     ``await proxy`` or ``extract(proxy)``.
 
     Args:

@@ -100,8 +100,9 @@ class Directory:
         """The error for a directory that is not there."""
         return ConnectorUnavailableError(
             f"there is no directory {self.path} on host {os.uname().nodename!r}",
-            hint="it was removed, its file system is not mounted, or the object was written on "
-            "another host: share the directory between the hosts, or use a RedisConnector",
+            hint="nothing was put there yet, it was removed, its file system is not mounted, or "
+            "the object was written on another host: share the directory between the hosts, or "
+            "use a RedisConnector",
         )
 
 
