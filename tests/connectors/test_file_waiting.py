@@ -7,7 +7,6 @@ import gc
 import os
 import random
 import stat
-import threading
 from pathlib import Path
 
 import pytest
@@ -134,6 +133,7 @@ def test_set_racing_wait(connector):
             for _ in range(random.randrange(3)):
                 await asyncio.sleep(0)
             await connector.wait(key, LONG)
+            other.stdout.readline()  # else the pipe fills up, and the other process stands still
         other.communicate()
 
     asyncio.run(main())
@@ -406,7 +406,6 @@ async def test_descriptors_stay_flat(connector):
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(drop_watches)
         assert len(os.listdir("/proc/self/fd")) == before
-    assert threading.active_count() < 20
 
 
 async def test_the_watch_goes_with_the_last_waiter(connector):
