@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from proxyplane._runtime import eager
 from proxyplane._server import EmbeddedServer
 from support.servers import make_server
 
@@ -21,6 +22,15 @@ def _default_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROXYPLANE_DIR", str(tmp_path_factory.mktemp("default") / "objects"))
         yield
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies that arrive wait for their first use, as in a process with PROXYPLANE_EAGER=0.
+
+    For tests of that first use, which otherwise may find that the background was there before.
+    """
+    monkeypatch.setattr(eager._process, "on", False)
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,7 @@ class TestStoreFactory:
         with pytest.warns(BlockingResolveWarning, match="await"):
             assert get_factory(p)() == [1]
 
+    @pytest.mark.usefixtures("lazy")
     @pytest.mark.allow_blocking
     async def test_policy_of_the_store(self, tmp_path: Path) -> None:
         """The policy of a proxy's store is that of the proxy."""
@@ -190,6 +191,7 @@ class TestRedisFactory:
         with pytest.raises(KeyExistsError):
             pp.RedisFactory([2], key="once", url=redis_url)
 
+    @pytest.mark.usefixtures("lazy")
     def test_proxy_travels(self, redis_url: str) -> None:
         """Its proxies travel as those of a store."""
         p = Proxy(pp.RedisFactory([1], url=redis_url))

@@ -65,7 +65,7 @@ EXPORTED = """
     BlockingResolveWarning Connector DeferrableConnector Factory FileConnector LocalConnector Proxy
     ProxyFuture ProxyLocker ProxyOr ProxyPlaneError ProxyResolveError RedisConnector RedisFactory
     Serializer Store StoreConfig StoreFactory aevict aextract aresolve as_completed ato_proxy evict
-    exceptions extract gather get_factory get_key get_or_create_store get_store is_resolved
+    exceptions extract gather get_factory get_key get_or_create_store get_store is_resolved prefetch
     register_connector register_store resolve resolve_async set_default_store store_registration
     sync to_proxy unregister_store wait
 """.split()

@@ -276,6 +276,7 @@ class TestHelpers:
             with pytest.raises(TypeError, match="not made by a store"):
                 helper(Proxy(five))  # type: ignore[operator]
 
+    @pytest.mark.usefixtures("lazy")
     def test_evict(self, reads: Reads) -> None:
         """An evicted object is gone for unresolved proxies; resolved ones keep theirs."""
         p = reads.store.proxy([1])

@@ -70,6 +70,7 @@ class TestTravel:
         for text in (pickle.dumps(p), repr(p).encode(), repr(get_factory(p)).encode()):
             assert b"hunter2" not in text
 
+    @pytest.mark.usefixtures("lazy")
     @pytest.mark.parametrize("module", [pickle, cloudpickle, dill])
     def test_protocols(self, module: Any, reads: Reads) -> None:
         """Every pickler and protocol sends factory and hints, never the target."""

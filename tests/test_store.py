@@ -218,6 +218,7 @@ class TestCache:
 
 
 class TestProxies:
+    @pytest.mark.usefixtures("lazy")
     async def test_resolves_elsewhere(self, store: pp.Store) -> None:
         """A proxy that was pickled resolves to an equal object."""
         proxy = await store.proxy(np.arange(10))
@@ -267,6 +268,7 @@ class TestProxies:
         assert 1 == results.count([1])
         assert 9 == sum(isinstance(r, ProxyResolveMissingKeyError) for r in results)
 
+    @pytest.mark.usefixtures("lazy")
     async def test_missing_key(self, store: pp.Store) -> None:
         """A proxy whose object is gone says which key is missing, and from which store."""
         proxy = pickle.loads(pickle.dumps(await store.proxy([1])))

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from proxyplane.proxy import Proxy, aresolve, extract, is_resolved
+from proxyplane._runtime import eager
+from proxyplane.factory import StoreFactory
+from proxyplane.proxy import (
+    Proxy,
+    aresolve,
+    extract,
+    get_factory,
+    get_interest,
+    is_resolved,
+    resolve_async,
+    set_interest,
+)
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -74,3 +85,33 @@ async def gather(*values: Any) -> Any:
         await asyncio.gather(*tasks.values(), return_exceptions=True)
         raise
     return tuple(results)
+
+
+def prefetch(proxies: Iterable[Any]) -> None:
+    """Starts to resolve proxies in the background, in order, and returns at once.
+
+    No more are fetched at a time than the window of the process allows; whoever touches or awaits
+    one of them meanwhile does not wait for its turn. A proxy that dies before its turn is not
+    fetched. If a fetch fails, the first use of that proxy tries again and raises.
+
+    Proxies that evict are left alone, since only a use claims their object. What is resolved, or no
+    proxy, is passed over.
+
+    Args:
+        proxies: What will be needed soon, first things first.
+    """
+    for proxy in proxies:
+        if issubclass(type(proxy), Proxy) and not is_resolved(proxy):
+            _start(proxy)
+
+
+def _start(proxy: Proxy[Any]) -> None:
+    factory = get_factory(proxy)
+    if not isinstance(factory, StoreFactory):
+        resolve_async(proxy)  # what its factory costs is not known, and it has threads of its own
+    elif not factory.evict:
+        interest = get_interest(proxy)
+        if interest is not None and (interest.source or interest.flying):
+            interest.asked = True
+        else:
+            set_interest(proxy, eager.ask(proxy, factory))

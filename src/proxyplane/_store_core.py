@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from proxyplane import _stores, serialization
 from proxyplane._operations import Known, Operation
+from proxyplane._runtime.eager import decoding
 from proxyplane.abc import Buffer, Connector, DeferrableConnector, Serializer, SupportsSync
 from proxyplane.cache import MISSING, LRUCache
 from proxyplane.config import StoreConfig
@@ -50,6 +51,7 @@ class StoreCore:
         self.name = config.name
         self.reference = config.to_url()
         self.on_blocking = config.on_blocking
+        self.eager = config.eager
 
     @property
     def closed(self) -> bool:
@@ -109,6 +111,7 @@ class StoreCore:
         evict: bool,
         populate_target: bool,
         skip_nonproxiable: bool,
+        eager: bool | None = None,
     ) -> Operation[Any]:
         """Stores an object; gives a proxy of it."""
         if not _is_proxiable(obj, skip_nonproxiable):
@@ -117,7 +120,7 @@ class StoreCore:
             obj,
             key,
             serializer,
-            lambda key, size: self._make_proxy(obj, key, size, evict, populate_target),
+            lambda key, size: self._make_proxy(obj, key, size, evict, eager, populate_target),
         )
 
     def _putting(
@@ -160,6 +163,7 @@ class StoreCore:
         evict: bool,
         populate_target: bool,
         skip_nonproxiable: bool,
+        eager: bool | None = None,
     ) -> Operation[list[Any]]:
         """Stores many objects; gives proxies in their places."""
         results = list(objs)
@@ -167,7 +171,8 @@ class StoreCore:
 
         def result(i: int, key: str, size: int) -> None:
             place = places[i]
-            results[place] = self._make_proxy(results[place], key, size, evict, populate_target)
+            obj = results[place]
+            results[place] = self._make_proxy(obj, key, size, evict, eager, populate_target)
 
         operation: Operation[Any] = self._putting_batch(
             [results[i] for i in places], serializer, result
@@ -355,7 +360,7 @@ class StoreCore:
 
         def finish(key: str) -> ProxyFuture[Any]:
             factory: StoreFactory[Any] = StoreFactory(
-                self.reference, key, evict=evict, deferred=True, store=self
+                self.reference, key, evict=evict, deferred=True, eager=self.eager, store=self
             )
             return ProxyFuture(factory, None if kind is None else type_name(kind))
 
@@ -424,29 +429,40 @@ class StoreCore:
         return serialization.encode_may_stall(obj, checksum=self._config.checksum)
 
     def _decode(self, key: str, buffer: Buffer, since: int, cache: bool = True) -> Any:
-        obj = serialization.decode(buffer)
+        with decoding:
+            obj = serialization.decode(buffer)
         if type(obj) is Failure:
             raise obj.to_raise()
         if cache:
             self._cache.put(key, obj, len(buffer), since=since)
         return obj
 
-    def factory(self, key: str, evict: bool, size: int | None) -> StoreFactory[Any]:
+    def factory(
+        self, key: str, evict: bool, size: int | None, eager: bool | None = None
+    ) -> StoreFactory[Any]:
         """What a proxy of `key` carries."""
-        return StoreFactory(self.reference, key, evict=evict, size=size, store=self)
+        if eager is None:
+            eager = self.eager
+        return StoreFactory(self.reference, key, evict=evict, eager=eager, size=size, store=self)
 
-    def proxy_of_key(self, key: str, evict: bool) -> Proxy[Any]:
+    def proxy_of_key(self, key: str, evict: bool, eager: bool | None = None) -> Proxy[Any]:
         """A proxy of whatever the key holds."""
         self.require_open()
         _require_key(key)
-        return make_proxy(self.factory(key, evict, None), NO_HINTS)
+        return make_proxy(self.factory(key, evict, None, eager), NO_HINTS)
 
     def _make_proxy(
-        self, obj: T, key: str, size: int, evict: bool, populate_target: bool
+        self,
+        obj: T,
+        key: str,
+        size: int,
+        evict: bool,
+        eager: bool | None,
+        populate_target: bool,
     ) -> Proxy[T]:
         # A proxy that has its target already would never make its claim.
         target = obj if populate_target and not evict else MISSING
-        return make_proxy(self.factory(key, evict, size), Hints.of(obj, size), target)
+        return make_proxy(self.factory(key, evict, size, eager), Hints.of(obj, size), target)
 
 
 def _require_key(key: object) -> None:

@@ -30,6 +30,11 @@ __all__ = [
     "CACHE_SIZE_VARIABLE",
     "DEFAULT_CACHE_BYTES",
     "DEFAULT_CACHE_SIZE",
+    "DEFAULT_EAGER_BYTES",
+    "DEFAULT_EAGER_FLIGHTS",
+    "EAGER_BYTES_VARIABLE",
+    "EAGER_FLIGHTS_VARIABLE",
+    "EAGER_VARIABLE",
     "ENTRY_POINT_GROUP",
     "ON_BLOCKING_VARIABLE",
     "OnBlocking",
@@ -37,8 +42,10 @@ __all__ = [
     "StoreConfig",
     "connector_class",
     "connector_from_url",
+    "default_eager",
     "default_on_blocking",
     "default_store_url",
+    "eager_window",
     "env_choice",
     "env_int",
     "env_str",
@@ -55,8 +62,16 @@ DEFAULT_CACHE_SIZE = 16
 DEFAULT_CACHE_BYTES = 1 << 30
 """Bytes that a store keeps in its cache: 1 GiB."""
 
+DEFAULT_EAGER_FLIGHTS = 32
+"""Objects that a process fetches at a time in the background."""
+DEFAULT_EAGER_BYTES = 256 << 20
+"""Bytes that these may have together: 256 MiB. A larger object is fetched alone."""
+
 CACHE_SIZE_VARIABLE = "PROXYPLANE_CACHE_SIZE"
 CACHE_BYTES_VARIABLE = "PROXYPLANE_CACHE_BYTES"
+EAGER_VARIABLE = "PROXYPLANE_EAGER"
+EAGER_FLIGHTS_VARIABLE = "PROXYPLANE_EAGER_FLIGHTS"
+EAGER_BYTES_VARIABLE = "PROXYPLANE_EAGER_BYTES"
 ON_BLOCKING_VARIABLE = "PROXYPLANE_ON_BLOCKING"
 STORE_VARIABLE = "PROXYPLANE_STORE"
 
@@ -116,6 +131,31 @@ def default_on_blocking() -> OnBlocking:
     return env_choice(ON_BLOCKING_VARIABLE, get_args(OnBlocking), "warn")  # type: ignore[return-value]  # one of the choices
 
 
+def default_eager() -> bool:
+    """Whether proxies that arrive in this process resolve in the background: `PROXYPLANE_EAGER`.
+
+    Yes, unless it is ``0``, which is for processes that only pass proxies on.
+
+    Raises:
+        ConfigError: The variable is neither 0 nor 1.
+    """
+    return env_choice(EAGER_VARIABLE, ("0", "1"), "1") == "1"
+
+
+def eager_window() -> tuple[int, int]:
+    """Objects and bytes that this process fetches at a time in the background.
+
+    `PROXYPLANE_EAGER_FLIGHTS` and `PROXYPLANE_EAGER_BYTES`; one object is always allowed.
+
+    Raises:
+        ConfigError: A variable is wrong.
+    """
+    return (
+        env_int(EAGER_FLIGHTS_VARIABLE, DEFAULT_EAGER_FLIGHTS),
+        env_int(EAGER_BYTES_VARIABLE, DEFAULT_EAGER_BYTES),
+    )
+
+
 def default_store_url() -> str | None:
     """URL of the default store of this process, `PROXYPLANE_STORE`; None when it is unset."""
     return env_str(STORE_VARIABLE)
@@ -135,6 +175,7 @@ class StoreConfig:
         checksum: Whether a checksum also covers the bodies of arrays and tables.
         on_blocking: What a blocking touch on a running event loop does; by default what
             `PROXYPLANE_ON_BLOCKING` says.
+        eager: Whether the store's proxies resolve in the background where they arrive.
         cache_size: Objects kept in the cache, 0 for none; by default `PROXYPLANE_CACHE_SIZE`.
         cache_bytes: Bytes kept in the cache, 0 for none; by default `PROXYPLANE_CACHE_BYTES`.
 
@@ -147,6 +188,7 @@ class StoreConfig:
     serializer: str | None = None
     checksum: bool = False
     on_blocking: OnBlocking | None = None
+    eager: bool = True
     cache_size: int | None = None
     cache_bytes: int | None = None
 
@@ -158,8 +200,9 @@ class StoreConfig:
             isinstance(self.serializer, str) and self.serializer
         ):
             raise bad("serializer", self.serializer, "the id of a serializer, or None")
-        if not isinstance(self.checksum, bool):
-            raise bad("checksum", self.checksum, "True or False")
+        for field in _FLAGS:
+            if not isinstance(getattr(self, field), bool):
+                raise bad(field, getattr(self, field), "True or False")
         policies = get_args(OnBlocking)
         if self.on_blocking is not None and self.on_blocking not in policies:
             raise bad("on_blocking", self.on_blocking, f"one of {', '.join(policies)}, or None")
@@ -179,7 +222,7 @@ class StoreConfig:
         for field, default in _OPTIONS.items():
             value = getattr(self, field)
             if value != default:
-                options.append(f"{field}={'1' if value is True else _quote(value)}")
+                options.append(f"{field}={int(value) if field in _FLAGS else _quote(value)}")
         return f"{self.connector}#{';'.join(options)}"
 
     @classmethod
@@ -213,7 +256,7 @@ class StoreConfig:
                 )
             if field in values:
                 raise ConfigError(f"the store URL {redact(url)!r} has {field!r} twice")
-            values[field] = _flag(text) if field == "checksum" else _unquote(text)
+            values[field] = _flag(field, text) if field in _FLAGS else _unquote(text)
         found = _unquote(quoted) or name
         if not found:
             raise ConfigError(
@@ -244,8 +287,9 @@ class StoreConfig:
 _OPTIONS: dict[str, Any] = {
     field.name: field.default
     for field in fields(StoreConfig)
-    if field.name in {"serializer", "checksum", "on_blocking"}
+    if field.name in {"serializer", "checksum", "on_blocking", "eager"}
 }
+_FLAGS = ("checksum", "eager")
 
 
 def _quote(text: str) -> str:
@@ -264,9 +308,9 @@ def _unquote(text: str) -> str:
         raise ConfigError(f"{text!r} in a store URL is not percent-encoded UTF-8") from None
 
 
-def _flag(text: str) -> bool:
+def _flag(field: str, text: str) -> bool:
     if text.lower() in {"1", "true"}:
         return True
     if text.lower() in {"0", "false"}:
         return False
-    raise ConfigError(f"checksum={text!r} in a store URL is not possible; it must be 1 or 0")
+    raise ConfigError(f"{field}={text!r} in a store URL is not possible; it must be 1 or 0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar, cast
 
@@ -22,6 +22,7 @@ T = TypeVar("T")
 # Flags of a store factory, as they travel.
 EVICT = 1
 DEFERRED = 2
+EAGER_OFF = 4
 
 
 class CallableSource(Generic[T]):
@@ -33,6 +34,7 @@ class CallableSource(Generic[T]):
 
     works_here = True
     claims = False
+    flight_key = None
     on_blocking: OnBlocking | None = None
 
     def __init__(self, factory: Callable[[], T]) -> None:
@@ -89,11 +91,13 @@ class StoreFactory(Factory[T]):
         key: The object's key.
         evict: Whether the first use removes the object; later ones find it missing.
         deferred: Whether the object may come later, and is to be waited for.
+        eager: Whether a proxy that carries this starts to resolve where it arrives. One that evicts
+            never does: a claim is made by the first use.
         size: Size of the encoded object in bytes, if known.
         store: The store itself, where it is at hand.
     """
 
-    __slots__ = ("_store", "deferred", "evict", "key", "reference", "size")
+    __slots__ = ("_store", "deferred", "eager", "evict", "key", "reference", "size")
 
     works_anywhere = False
 
@@ -104,6 +108,7 @@ class StoreFactory(Factory[T]):
         *,
         evict: bool = False,
         deferred: bool = False,
+        eager: bool = True,
         size: int | None = None,
         store: _stores.ObjectStore | None = None,
     ) -> None:
@@ -111,6 +116,7 @@ class StoreFactory(Factory[T]):
         self.key = key
         self.evict = evict
         self.deferred = deferred
+        self.eager = eager
         self.size = size
         self._store = store
 
@@ -195,7 +201,8 @@ class StoreFactory(Factory[T]):
                 pass
             else:
                 key = packed if packed.hex() == self.key else self.key
-        return self.reference, key, EVICT * self.evict | DEFERRED * self.deferred
+        flags = EVICT * self.evict | DEFERRED * self.deferred | EAGER_OFF * (not self.eager)
+        return self.reference, key, flags
 
     # -- as the source of a flight; see `proxyplane._runtime.source.Source` --------------------
 
@@ -223,6 +230,11 @@ class StoreFactory(Factory[T]):
         return store is not None and store.has_shortcut
 
     @property
+    def flight_key(self) -> Hashable | None:
+        """Proxies of one object share a fetch, except where each use is a claim of its own."""
+        return None if self.evict else (self.reference, self.key)
+
+    @property
     def claims(self) -> bool:
         """Whether what was fetched is gone for everybody else."""
         return self.evict
@@ -241,6 +253,11 @@ class StoreFactory(Factory[T]):
         await self._aprepare()
         operation = self._operation()
         return operation, await operation.io(None)
+
+    async def arrival(self) -> None:
+        """Waits, on the running loop, until an object that is deferred is there."""
+        await self._aprepare()
+        await self.store.awaiting(self.key, None).perform()
 
     def decode(self, fetched: Any) -> T:
         """Makes the object."""
@@ -274,6 +291,7 @@ def rebuild_factory(
         key.hex() if isinstance(key, bytes) else key,
         evict=bool(flags & EVICT),
         deferred=bool(flags & DEFERRED),
+        eager=not flags & EAGER_OFF,
         size=size,
     )
 

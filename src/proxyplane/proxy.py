@@ -16,11 +16,11 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from proxyplane._forward import ClassCache
-from proxyplane._runtime import flights
+from proxyplane._runtime import eager, flights
 from proxyplane._runtime.blocking import about_to_block
 from proxyplane.cache import MISSING
 from proxyplane.exceptions import ProxyResolveError
-from proxyplane.factory import CallableSource, StoreFactory, rebuild_factory
+from proxyplane.factory import EAGER_OFF, EVICT, CallableSource, StoreFactory, rebuild_factory
 from proxyplane.hints import NO_HINTS, Hints
 
 T = TypeVar("T")
@@ -99,7 +99,13 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
     # To a type checker, that knows of slots, nothing could be both a proxy and a list, and what
     # follows ``isinstance(p, list)`` would not be checked. So it is with the copies below.
     if not TYPE_CHECKING:
-        __slots__ = ("__proxy_factory__", "__proxy_hints__", "__proxy_target__", "__weakref__")
+        __slots__ = (
+            "__proxy_factory__",
+            "__proxy_hints__",
+            "__proxy_interest__",
+            "__proxy_target__",
+            "__weakref__",
+        )
 
     __module__ = _FromTarget("__module__", __name__)
 
@@ -208,6 +214,9 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
     # -- copies ---------------------------------------------------------------------------------
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        interest = get_interest(self)
+        if interest is not None:
+            eager.pass_on(interest)
         factory: Any = get_factory(self)
         if getattr(type(factory), "__reduce__", None) is StoreFactory.__reduce__:
             # One flat call: less than half the size of nested objects.
@@ -222,6 +231,11 @@ class Proxy(_Base[T_co], metaclass=_ProxyMeta):
 
         def __deepcopy__(self, memo: dict[int, Any]) -> Proxy[T_co]:
             return make_proxy(copy.deepcopy(get_factory(self), memo), _hints(self))
+
+    def __proxy_accept__(self, target: Any) -> None:
+        """Takes what was fetched, unless another fetch was faster."""
+        if not is_resolved(self):
+            self.__proxy_deliver__(target)
 
     def __proxy_deliver__(self, target: Any) -> None:
         """Sets the target, and makes this a proxy of the type that it turned out to have."""
@@ -242,6 +256,8 @@ _get_factory = Proxy.__dict__["__proxy_factory__"].__get__
 _set_factory = Proxy.__dict__["__proxy_factory__"].__set__
 _hints: Callable[[Any], Hints] = Proxy.__dict__["__proxy_hints__"].__get__
 _set_hints = Proxy.__dict__["__proxy_hints__"].__set__
+get_interest: Callable[[Any], eager.Interest | None] = Proxy.__dict__["__proxy_interest__"].__get__
+set_interest = Proxy.__dict__["__proxy_interest__"].__set__
 _set_class = object.__dict__["__class__"].__set__
 
 _classes = ClassCache(Proxy)
@@ -259,6 +275,7 @@ def make_proxy(
     proxy: Any = object.__new__(_classes.get(kind))
     _set_factory(proxy, factory)
     _set_hints(proxy, hints)
+    set_interest(proxy, None)
     if target is not MISSING:
         _set_target(proxy, target)
     return cast("Proxy[T]", proxy)
@@ -275,22 +292,32 @@ def rebuild(
 ) -> Proxy[Any]:
     """Inverse of pickling a store's proxy."""
     factory = rebuild_factory(reference, key, flags, size)
-    return make_proxy(factory, Hints.from_flat(size, type_name, hash, seed))
+    proxy: Proxy[Any] = make_proxy(factory, Hints.from_flat(size, type_name, hash, seed))
+    if not flags & (EVICT | EAGER_OFF):
+        set_interest(proxy, eager.arrive(proxy, factory))
+    return proxy
 
 
 # -- resolving --------------------------------------------------------------------------------
 
 
 def _source(proxy: Proxy[Any]) -> Any:
+    """Where from `proxy` is resolved now; the background does not begin with it any more."""
+    interest = get_interest(proxy)
+    if interest is not None:
+        interest.source = None
     factory = _get_factory(proxy)
     return factory if isinstance(factory, StoreFactory) else CallableSource(factory)
 
 
 def _join(proxy: Proxy[Any], source: Any) -> flights.Flight | None:
-    # Proxies of one object share a flight, except where each use is a claim of its own.
-    shared = isinstance(source, StoreFactory) and not source.evict
-    key = (source.reference, source.key) if shared else id(proxy)
-    return flights.join(key, source, partial(is_resolved, proxy), proxy.__proxy_deliver__)
+    key = source.flight_key
+    return flights.join(
+        id(proxy) if key is None else key,
+        source,
+        partial(is_resolved, proxy),
+        proxy.__proxy_accept__,
+    )
 
 
 def _touch(proxy: Proxy[T]) -> T:
@@ -302,8 +329,8 @@ def _touch(proxy: Proxy[T]) -> T:
         raise ProxyResolveError(f"could not resolve {source}: {error}", cause=error) from error
     target = source.cached()
     if target is not MISSING:
-        proxy.__proxy_deliver__(target)
-        return cast(T, target)
+        flights.hand_over(proxy.__proxy_accept__, target)
+        return cast(T, _get_target(proxy))
     about_to_block(lambda: f"touching {proxy!r}", source.on_blocking)
     flight = _join(proxy, source)
     if flight is None:
@@ -334,8 +361,8 @@ async def aresolve(proxy: Proxy[T]) -> T:
     source.refuse_cycle()
     target = source.cached()
     if target is not MISSING:
-        proxy.__proxy_deliver__(target)
-        return cast(T, target)
+        flights.hand_over(proxy.__proxy_accept__, target)
+        return cast(T, _get_target(proxy))
     flight = _join(proxy, source)
     if flight is None:
         return cast(T, _get_target(proxy))

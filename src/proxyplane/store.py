@@ -42,6 +42,9 @@ class Store(StoreCore):
         on_blocking: What a blocking touch on a thread with a running event loop does:
             ``"warn"``, ``"raise"`` or ``"allow"``; by default `PROXYPLANE_ON_BLOCKING`, else
             ``"warn"``.
+        eager: Whether proxies of this store resolve in the background where they arrive, once they
+            have not been passed on for a moment. `PROXYPLANE_EAGER` set to 0 forbids it for all
+            that arrive in a process.
         register: Register the store now, without entering it.
 
     Raises:
@@ -59,6 +62,7 @@ class Store(StoreCore):
         cache_size: int | None = None,
         cache_bytes: int | None = None,
         on_blocking: OnBlocking | None = None,
+        eager: bool = True,
         register: bool = False,
     ) -> None:
         if isinstance(connector, str):
@@ -77,6 +81,7 @@ class Store(StoreCore):
             serializer=serializer,
             checksum=checksum,
             on_blocking=on_blocking,
+            eager=eager,
             cache_size=cache_size,
             cache_bytes=cache_bytes,
         )
@@ -105,6 +110,7 @@ class Store(StoreCore):
             cache_size=config.cache_size,
             cache_bytes=config.cache_bytes,
             on_blocking=config.on_blocking,
+            eager=config.eager,
             register=register,
         )
 
@@ -235,6 +241,7 @@ class Store(StoreCore):
         *,
         key: str | None = None,
         evict: bool = False,
+        eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
@@ -246,6 +253,8 @@ class Store(StoreCore):
             key: As for `put`.
             evict: Whether the first use of a copy of the proxy removes the object; later uses of
                 others find it missing. The proxy returned here is then unresolved.
+            eager: Whether copies of the proxy resolve in the background where they arrive; by
+                default what the store says. One that evicts never does, since that is a claim.
             serializer: As for `put`.
             populate_target: Whether the proxy returned here has its target from the start, which
                 keeps the object in memory as long as the proxy lives.
@@ -256,7 +265,9 @@ class Store(StoreCore):
             NonProxiableTypeError: The object is None or a bool.
             As `put`.
         """
-        proxying = self.proxying(obj, key, serializer, evict, populate_target, skip_nonproxiable)
+        proxying = self.proxying(
+            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager
+        )
         proxy: Proxy[T] = await proxying.perform()
         return proxy
 
@@ -265,6 +276,7 @@ class Store(StoreCore):
         objs: Sequence[T],
         *,
         evict: bool = False,
+        eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
@@ -274,6 +286,7 @@ class Store(StoreCore):
         Args:
             objs: As for `proxy`; what is skipped keeps its position.
             evict: As for `proxy`.
+            eager: As for `proxy`.
             serializer: As for `proxy`.
             populate_target: As for `proxy`.
             skip_nonproxiable: As for `proxy`.
@@ -282,7 +295,7 @@ class Store(StoreCore):
             As `proxy`.
         """
         return await self.proxying_batch(
-            objs, serializer, evict, populate_target, skip_nonproxiable
+            objs, serializer, evict, populate_target, skip_nonproxiable, eager
         ).perform()
 
     async def locked_proxy(
@@ -291,6 +304,7 @@ class Store(StoreCore):
         *,
         key: str | None = None,
         evict: bool = False,
+        eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
     ) -> ProxyLocker[T]:
@@ -301,18 +315,26 @@ class Store(StoreCore):
         """
         return ProxyLocker(
             await self.proxy(
-                obj, key=key, evict=evict, serializer=serializer, populate_target=populate_target
+                obj,
+                key=key,
+                evict=evict,
+                eager=eager,
+                serializer=serializer,
+                populate_target=populate_target,
             )
         )
 
-    def proxy_from_key(self, key: str, *, evict: bool = False) -> Proxy[Any]:
+    def proxy_from_key(
+        self, key: str, *, evict: bool = False, eager: bool | None = None
+    ) -> Proxy[Any]:
         """A proxy of the object that `key` holds; does not look whether it does.
 
         Args:
             key: A key that `put` returned.
             evict: As for `proxy`.
+            eager: As for `proxy`.
         """
-        return self.proxy_of_key(key, evict)
+        return self.proxy_of_key(key, evict, eager)
 
     # -- futures --------------------------------------------------------------------------------
 

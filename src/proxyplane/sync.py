@@ -52,6 +52,7 @@ class Store:
         cache_size: int | None = None,
         cache_bytes: int | None = None,
         on_blocking: OnBlocking | None = None,
+        eager: bool = True,
         register: bool = False,
     ) -> None:
         self._store = _async.Store(
@@ -62,6 +63,7 @@ class Store:
             cache_size=cache_size,
             cache_bytes=cache_bytes,
             on_blocking=on_blocking,
+            eager=eager,
             register=register,
         )
 
@@ -173,13 +175,16 @@ class Store:
         *,
         key: str | None = None,
         evict: bool = False,
+        eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
     ) -> Proxy[T]:
         """Blocking twin of `proxyplane.Store.proxy`."""
         return self._do(
-            self._store.proxying(obj, key, serializer, evict, populate_target, skip_nonproxiable)
+            self._store.proxying(
+                obj, key, serializer, evict, populate_target, skip_nonproxiable, eager
+            )
         )
 
     def proxy_batch(
@@ -187,13 +192,16 @@ class Store:
         objs: Sequence[T],
         *,
         evict: bool = False,
+        eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
     ) -> list[Proxy[T]]:
         """Blocking twin of `proxyplane.Store.proxy_batch`."""
         return self._do(
-            self._store.proxying_batch(objs, serializer, evict, populate_target, skip_nonproxiable)
+            self._store.proxying_batch(
+                objs, serializer, evict, populate_target, skip_nonproxiable, eager
+            )
         )
 
     def locked_proxy(
@@ -202,19 +210,27 @@ class Store:
         *,
         key: str | None = None,
         evict: bool = False,
+        eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
     ) -> ProxyLocker[T]:
         """Blocking twin of `proxyplane.Store.locked_proxy`."""
         return ProxyLocker(
             self.proxy(
-                obj, key=key, evict=evict, serializer=serializer, populate_target=populate_target
+                obj,
+                key=key,
+                evict=evict,
+                eager=eager,
+                serializer=serializer,
+                populate_target=populate_target,
             )
         )
 
-    def proxy_from_key(self, key: str, *, evict: bool = False) -> Proxy[Any]:
+    def proxy_from_key(
+        self, key: str, *, evict: bool = False, eager: bool | None = None
+    ) -> Proxy[Any]:
         """Blocking twin of `proxyplane.Store.proxy_from_key`."""
-        return self._store.proxy_from_key(key, evict=evict)
+        return self._store.proxy_from_key(key, evict=evict, eager=eager)
 
     # -- futures --------------------------------------------------------------------------------
 

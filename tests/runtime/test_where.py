@@ -81,7 +81,10 @@ def test_running_loop(run, url, policy, how):
         store.close()
         """,
         url,
-        env={"PROXYPLANE_ON_BLOCKING": policy} if how == "environment" else {},
+        env={
+            "PROXYPLANE_EAGER": "0",  # else it may be there before it is touched
+            **({"PROXYPLANE_ON_BLOCKING": policy} if how == "environment" else {}),
+        },
     )
 
 
@@ -443,6 +446,7 @@ def test_flight_that_ends_before_one_joins(run, url, awaited):
             assert len(decoded) == 1
         """,
         url,
+        {"PROXYPLANE_EAGER": "0"},
     )
 
 

@@ -11,7 +11,8 @@ A flight goes through at most four states::
 Bytes are fetched on the I/O loop; the object is decoded by the first waiter that finds the bytes
 there: a blocked thread decodes itself, a waiting loop decodes small things inline and sends the
 rest to a worker thread. Every waiter is woken at each change of state and looks again. A flight
-whose last waiter leaves is cancelled; one that failed is forgotten, so a later touch tries again.
+whose last waiter leaves is cancelled, unless it is wanted in the background too (`join_behind`);
+one that failed is forgotten, so a later touch tries again.
 """
 
 from __future__ import annotations
@@ -87,7 +88,11 @@ class Flight:
         self.state = State.NEW
         self.deliveries: dict[Callable[[Any], object], None] = {}
         self.interest = 0
+        # Whether it goes on without a waiter; and the deliveries for which it does, for as long as
+        # they want it. Those hold their proxies weakly.
         self.background = False
+        self.behind: set[Callable[[Any], object]] = set()
+        self.ended: Callable[[], object] | None = None
         self._wakers: dict[Callable[[], object], None] = {}
         # Whether the next step is on its way to some other thread. Until it starts there, a
         # blocked thread may still take it: the one on its way could need this very thread's loop.
@@ -176,6 +181,11 @@ class Flight:
         """Takes back the interest of one waiter; the last one cancels what nobody wants."""
         with _process.lock:
             self.interest -= 1
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Cancels the flight if nobody wants it; sees to it that it goes on if only some do."""
+        with _process.lock:
             if self.interest or self.state in (State.WORKING, State.DONE):
                 return
             # What was fetched may be gone from where it was, if to fetch it was a claim on it.
@@ -183,11 +193,21 @@ class Flight:
             if self.background:
                 self._go_on_behind()
                 return
-            # A step that is on its way to some thread finds that there is nothing to do.
-            dropped = self._end()
+            dropped: object = self.deliveries  # which hold the proxies of those who left
+            self.deliveries = {one: None for one in self.deliveries if one in self.behind}
+            new = self.state is State.NEW
+            if self.behind:
+                self._go_on_behind()
+            else:
+                # A step that is on its way to some thread finds that there is nothing to do.
+                dropped = dropped, self._end()
+            wanted = bool(self.behind)
             spawned, io = self._spawned, self._io
         del dropped  # user code may run here
-        if spawned is not None and io is not None:
+        if wanted:
+            if new:
+                self._launch()
+        elif spawned is not None and io is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 io.loop.call_soon_threadsafe(spawned.cancel)
 
@@ -252,7 +272,7 @@ class Flight:
     def _go_on_behind(self) -> None:
         """Has a flight in the background decoded when nobody waits who would do that."""
         if (
-            self.background
+            (self.background or self.behind)
             and not self.interest
             and self.state is State.FETCHED
             and not self._dispatched
@@ -307,11 +327,12 @@ class Flight:
                 self._wake()
                 return
             self._outcome = outcome
+            kept: list[object] = []
             if outcome.error is None:
                 # Before anyone can find the flight gone: nobody fetches a second time.
                 for deliver in self.deliveries:
-                    deliver(outcome.result)
-            dropped = self._end()
+                    kept.append(deliver(outcome.result))
+            dropped = kept, self._end()
             self._wake()
         del dropped  # user code may run here
 
@@ -321,7 +342,11 @@ class Flight:
         if _process.flights.get(self.key) is self:
             del _process.flights[self.key]
         self.state = State.DONE
+        ended, self.ended = self.ended, None
+        if ended is not None:
+            ended()
         self.deliveries = {}
+        self.behind = set()
         self._fetched = MISSING
         return dropped
 
@@ -396,6 +421,63 @@ def join(
 def in_flight(key: Hashable) -> bool:
     """Whether there is a flight of `key` now."""
     return key in _process.flights
+
+
+def join_behind(
+    key: Hashable,
+    source: Source,
+    is_wanted: Callable[[], bool],
+    deliver: Callable[[Any], object],
+    ended: Callable[[], object],
+) -> bool | None:
+    """Has an object fetched and decoded in the background, as long as nobody takes that back.
+
+    Args:
+        key: As for `join`.
+        source: As for `join`.
+        is_wanted: Asked under the lock; if not, nothing happens.
+        deliver: As for `join`. If the object's proxy dies, give it to `leave_behind`. What it
+            returns is dropped where user code may run.
+        ended: Called once, when the flight that this starts has ended; must not call out.
+
+    Returns:
+        Whether this started a flight, or just joined one; None if it did neither.
+    """
+    with _process.lock:
+        if not is_wanted():
+            return None
+        flight = _process.flights.get(key)
+        new = flight is None
+        if flight is None:
+            flight = _process.flights[key] = Flight(key, source)
+            flight.ended = ended
+        flight.deliveries[deliver] = None
+        flight.behind.add(deliver)
+    if new:
+        target = source.cached()
+        if target is not MISSING:
+            flight._settle(Outcome(target, None))
+        else:
+            flight._launch()
+    return new
+
+
+def leave_behind(key: Hashable, deliver: Callable[[Any], object]) -> None:
+    """Takes back a `join_behind`; a flight that nobody else wants is cancelled."""
+    with _process.lock:
+        flight = _process.flights.get(key)
+        if flight is None or deliver not in flight.behind:
+            return
+        flight.behind.remove(deliver)
+        del flight.deliveries[deliver]
+    flight._let_go()
+
+
+def hand_over(deliver: Callable[[Any], object], target: Any) -> None:
+    """Delivers what was there without a flight; not at the same time as a flight does."""
+    with _process.lock:
+        kept = deliver(target)
+    del kept
 
 
 def _in_main_thread() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Hashable
 from typing import Any, Protocol
 
 from proxyplane.exceptions import ProxyResolveError
@@ -11,6 +12,11 @@ from proxyplane.exceptions import ProxyResolveError
 
 class Source(Protocol):
     """Where a flight gets its object from."""
+
+    @property
+    def flight_key(self) -> Hashable | None:
+        """What is equal where one fetch serves all; None where each proxy has its own."""
+        ...
 
     def cached(self) -> Any:
         """The object, if it is at hand; else MISSING."""
