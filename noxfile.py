@@ -121,11 +121,6 @@ def the_wheel() -> Path:
     return wheel
 
 
-def results(version: str) -> list[Path]:
-    """What the two runs of the tests on one Python leave for the report."""
-    return [RESULTS / f"{version}.xml", RESULTS / f"{version}-alone.xml"]
-
-
 def run_tests(session: nox.Session, version: str) -> None:
     """Runs the tests on one Python and leaves their count for the report."""
     wheel = the_wheel()
@@ -144,16 +139,14 @@ def run_tests(session: nox.Session, version: str) -> None:
     if "site-packages" not in str(where):
         session.error(f"the tests would run against {where}, not against the wheel")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for result in results(version):
-        result.unlink(missing_ok=True)
-    together, alone = results(version)
-    pytest = ("python", "-m", "pytest", *session.posargs)
-    # Side by side on all cores, and then those that nothing may run beside.
-    parallel = ("-n", "auto", "--dist", "worksteal", "-m", "not alone")
-    session.run(*pytest, f"--junitxml={together}", *parallel, env=environment)
-    # 5: none was chosen, as happens when the arguments name some tests.
-    codes = [0, 5] if session.posargs else [0]
-    session.run(*pytest, f"--junitxml={alone}", "-m", "alone", env=environment, success_codes=codes)
+    result = RESULTS / f"{version}.xml"
+    result.unlink(missing_ok=True)
+    session.run(
+        *("python", "-m", "pytest", f"--junitxml={result}"),
+        *("-n", "logical", "--dist", "worksteal"),
+        *session.posargs,
+        env=environment,
+    )
 
 
 for _version, _path in PYTHONS.items():
@@ -172,6 +165,13 @@ def demo(session: nox.Session) -> None:
     session.run("proxyplane", "demo", *session.posargs, env={"PYTHONPATH": None})
 
 
+@nox.session(python=OLDEST, default=False)
+def bench(session: nox.Session) -> None:
+    """The benchmarks, beside the project that they are compared with; some ten minutes."""
+    session.install("-e", ".[demo,uvloop]", "proxystore==1.1.0")
+    session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": None})
+
+
 @nox.session(python=False)
 def report(session: nox.Session) -> None:
     """Which Pythons were found and what ran on each; fails if one is missing."""
@@ -180,22 +180,20 @@ def report(session: nox.Session) -> None:
     failed = False
     for version in VERSIONS:
         path = PYTHONS.get(version)
+        result = RESULTS / f"{version}.xml"
         if path is None:
             session.log(f"Python {version}: not installed here")
-        elif not all(result.exists() for result in results(version)):
+        elif not result.exists():
             session.log(f"Python {version}: DID NOT RUN, though installed at {path}")
             failed = True
         else:
-            suites = [next(ET.parse(one).iter("testsuite")) for one in results(version)]
-            count = {
-                name: sum(float(suite.get(name, 0)) for suite in suites)
-                for name in ("tests", "skipped", "failures", "errors", "time")
-            }
-            bad = count["failures"] + count["errors"]
+            suite = next(ET.parse(result).iter("testsuite"))
+            count = {name: int(suite.get(name, 0)) for name in ("tests", "skipped")}
+            bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
             passed = count["tests"] - count["skipped"] - bad
             session.log(
-                f"Python {version}: {passed:.0f} passed, {bad:.0f} failed, "
-                f"{count['skipped']:.0f} skipped in {count['time']:.0f} s, with {path}"
+                f"Python {version}: {passed} passed, {bad} failed, {count['skipped']} skipped "
+                f"in {float(suite.get('time', 0)):.0f} s, with {path}"
             )
             failed = failed or bad > 0 or passed == 0
     if failed:
