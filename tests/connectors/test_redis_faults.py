@@ -414,3 +414,19 @@ def test_an_unrelated_error_is_not_taken_for_the_reason():
             raise redis_errors.ConnectionError("Connection closed by server.")
         except redis_errors.ConnectionError as exc:
             raise exc from None
+
+
+@pytest.mark.allow_blocking
+async def test_a_cancelled_close_leaves_no_connection(own_redis_server):
+    """Wherever it is cancelled, all connections are closed."""
+    server = await asyncio.to_thread(own_redis_server)
+    nth, reached = 1, True
+    with admin(server) as client:
+        while reached:
+            connector = RedisConnector(server.url)
+            await asyncio.gather(*(connector.get("any") for _ in range(5)))
+            assert connections(client) > 1
+            reached = await cancelled_at(connector.aclose(), nth)
+            await until(lambda: not connections(client))
+            nth += 1
+    assert nth > 2

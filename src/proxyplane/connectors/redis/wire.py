@@ -305,12 +305,15 @@ class Pool:
         for wire in [*self._busy]:
             wire.abort()
         idle, self._idle = self._idle, []
-        for wire in idle:
-            # The polite end of TLS needs an answer, which may never come.
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(1):
-                    await wire.disconnect()
-            wire.abort()
+        try:
+            for wire in idle:
+                # The polite end of TLS needs an answer, which may never come.
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(1):
+                        await wire.disconnect()
+        finally:  # also when this is cancelled, as it is on the library's loop at exit
+            for wire in idle:
+                wire.abort()
 
 
 def _slices(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
