@@ -19,6 +19,13 @@ _LOOKS_AHEAD: Final = 400
 WAS_SET = b"set"
 WAS_EVICTED = b"evicted"
 
+_AFTER_SET: Final = (
+    b"*3\r\n$8\r\nRENAMENX\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+    b"*2\r\n$6\r\nEXISTS\r\n$%d\r\n%b\r\n"
+    b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$3\r\nset\r\n"
+    b"*1\r\n$4\r\nEXEC\r\n"
+)
+
 
 def for_later(key: str) -> str:
     """Marks a new key as one whose object comes later.
@@ -58,16 +65,10 @@ async def set_registered(wire: Wire, name: bytes, body: Body) -> Literal["set", 
         redis.ResponseError: The server refused it; nothing was changed.
     """
     record = record_name(name)
-    commands = (
-        ("RENAMENX", record, name),
-        ("EXISTS", name),
-        ("PUBLISH", name, WAS_SET),
-        ("EXEC",),
-    )
-    after = [piece for command in commands for piece in wire.pack_command(*command)]
+    after = _AFTER_SET % (len(record), record, len(name), name, *(len(name), name) * 2)
     wire.midway = True
     # The last word goes with the rest: a caller who is cancelled while sending never sends it.
-    await wire.send([MULTI, *body.set_command(record, b"XX"), *after], 6)
+    await wire.send([MULTI, *body.set_command(record, b"XX"), after], 6)
     replies, refusal = await read_all(wire, 6)
     wire.midway = False
     if refusal is not None:

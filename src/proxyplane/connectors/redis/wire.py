@@ -35,6 +35,9 @@ from proxyplane.exceptions import (
 # caller's memory to a dying transport. From 512 KiB up the size makes no difference in speed.
 SLICE = 1 << 20
 
+# Up to here to join the pieces of a command is cheaper than anything else.
+_SMALL = 16 << 10
+
 Piece = bytes | bytearray | memoryview
 
 # redis-py tells the server its own version, which it reads from the installed package's metadata
@@ -66,6 +69,12 @@ class Wire(AbstractConnection):
             TimeoutError: A slice was not taken within the time-out.
         """
         self.owed += replies
+        pieces = list(pieces)
+        if sum(map(len, pieces)) <= _SMALL and self._writer is not None and not self._unsent():
+            # Goes to the kernel at once, so there is nothing to wait for. A connection that is
+            # closing says so to the reader of the replies.
+            self._writer.write(b"".join(pieces))
+            return
         for slice_ in _slices(pieces):
             if not self.is_connected:
                 # redis-py would reconnect, and send the rest of a command to a new session.
@@ -76,6 +85,11 @@ class Wire(AbstractConnection):
                     await self.send_packed_command(cast("list[bytes]", slice_), check_health=False)
             finally:
                 slice_.clear()  # a view held by a traceback would keep the caller's map open
+
+    def _unsent(self) -> int:
+        """Bytes that the transport still holds."""
+        assert self._writer is not None
+        return self._writer.transport.get_write_buffer_size()
 
     async def ask(self, *commands: tuple[Any, ...]) -> None:
         """Sends small commands together; `read` their replies in order."""
