@@ -27,6 +27,8 @@ def test_decodes_on_workers(run, url):
     """What resolves in the background is decoded, and dropped, on threads that may be stalled."""
     run(
         """
+        import gc
+        gc.disable()  # it would drop garbage in whatever thread it happens to run
         with sync.Store("s", URL, cache_size=0) as store:
             for payload in (1, [0] * 300_000):
                 p = store.proxy(Decoded(payload), populate_target=False)

@@ -60,10 +60,34 @@ def joined(frames: Frames) -> bytes:
     return b"".join(memoryview(frame).tobytes() for frame in frames)
 
 
-def content(buffer: Buffer | None) -> bytes | None:
+class Content:
+    """The bytes of a buffer; shown by their number when there are many.
+
+    Not iterable, so that pytest does not compare them line by line when they are not what they
+    should be: for megabytes, and where it believes to be on a CI server, that takes minutes.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __eq__(self, other: object) -> bool:
+        return self.data == (other.data if isinstance(other, Content) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.data)
+
+    def __repr__(self) -> str:
+        if len(self.data) <= 100:
+            return repr(self.data)
+        return f"<{len(self.data)} bytes, {self.data[:20]!r}...>"
+
+
+def content(buffer: Buffer | None) -> Content | None:
     """The bytes of what `get` returned; fails if it is no flat buffer of bytes."""
     if buffer is None:
         return None
     with memoryview(buffer) as view:
         assert view.c_contiguous and view.nbytes == len(buffer), f"{view!r} is not flat"
-        return view.tobytes()
+        return Content(view.tobytes())

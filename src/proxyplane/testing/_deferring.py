@@ -119,7 +119,7 @@ class DeferrableTests(Harness):
         """A set on one loop wakes those who wait on others."""
         key = asyncio.run(deferrable.new_key())
 
-        async def work(number: int) -> bytes | None:
+        async def work(number: int) -> object:
             if number:
                 await deferrable.wait(key, LONG)
             else:

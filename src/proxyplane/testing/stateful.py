@@ -63,7 +63,7 @@ class _Machine(RuleBasedStateMachine):
         """What is put for these frames."""
         raise NotImplementedError
 
-    def got(self, found: Any) -> bytes | None:
+    def got(self, found: Any) -> Any:
         """The joined frames of what was got."""
         raise NotImplementedError
 
@@ -189,7 +189,7 @@ class ConnectorMachine(_Machine):
         """The frames."""
         return frames
 
-    def got(self, found: Any) -> bytes | None:
+    def got(self, found: Any) -> Any:
         """Its bytes."""
         return content(found)
 
