@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -115,7 +116,7 @@ class Report:
         """Adds a figure, with a target for its ratio if there is one, else for itself."""
         ratios = [one / other for one, other in zip(values, by, strict=True)] if by else []
         limit = target and Target(*target, "ratio" if by else "value")
-        row = Row(experiment, what, unit, list(values), ratios, base, limit)
+        row = Row(experiment, what, unit, [*map(float, values)], ratios, base, limit)
         self.rows.append(row)
         if self._printed != experiment:
             self._printed = experiment
@@ -201,10 +202,27 @@ def has_reference() -> bool:
     return importlib.metadata.version("proxystore") == REFERENCE
 
 
+def reference_store(name: str, place: str) -> Any:
+    """ProxyStore's store at a Redis URL or in a directory."""
+    from proxystore.connectors.file import FileConnector
+    from proxystore.connectors.redis import RedisConnector
+    from proxystore.store import Store as ReferenceStore
+
+    connector: Any
+    if place.startswith("redis:"):
+        host, port = place.removeprefix("redis://").removesuffix("/0").split(":")
+        connector = RedisConnector(host, int(port))
+    else:
+        connector = FileConnector(place)
+    # A name, there, belongs to one store of the process.
+    name = f"{name}-{uuid.uuid4().hex}"
+    return ReferenceStore(name, connector, cache_size=0, register=True)
+
+
 @contextlib.contextmanager
 def redis_server() -> Iterator[EmbeddedServer]:
-    """A server of one's own, on a TCP port."""
-    with EmbeddedServer(tcp=True) as server:
+    """A server of one's own, on a TCP port; it refuses to fill the machine's memory."""
+    with EmbeddedServer(tcp=True, args=("--maxmemory", "4gb")) as server:
         yield server
 
 

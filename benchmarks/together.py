@@ -13,8 +13,7 @@ from typing import Any
 
 import proxyplane
 from benchmarks.delay import run_delay
-from benchmarks.harness import Report, has_reference, peer, redis_server
-from benchmarks.wakeup import reference_store
+from benchmarks.harness import Report, has_reference, peer, redis_server, reference_store
 from proxyplane.sync import Store
 
 COUNT = 8
