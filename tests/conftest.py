@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from proxyplane._runtime import eager
 from proxyplane._server import EmbeddedServer
@@ -17,6 +18,12 @@ pytest_plugins = ["plugins.blocking"]
 # On a CI server pytest tells how two values differ in full, which takes minutes for megabytes.
 for _variable in ("CI", "BUILD_NUMBER"):
     os.environ.pop(_variable, None)
+
+# How long an example takes is the machine's affair: no test asserts a time.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 _numbers = itertools.count()
 
