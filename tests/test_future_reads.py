@@ -78,6 +78,8 @@ async def test_a_touch_was_first(held: Any) -> None:
         future = await store.future()
         touched = pickle.loads(pickle.dumps(future)).proxy()
         touching = asyncio.create_task(asyncio.to_thread(pp.extract, touched))
+        while not held.count("get"):
+            await asyncio.sleep(0.001)
         await until_waiting()
         before = held.count("get")  # whether it is there already
         waiting = asyncio.ensure_future(future.aresult())
