@@ -9,6 +9,7 @@ import itertools
 import pickle
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class TestArrival:
     def test_grace(self, slow_starter: Starter, reads: Reads) -> None:
         """Nothing is read before the grace is over, and all of the batch after it."""
         copies = fresh(lazily(reads.store, [[i] for i in range(50)]))
+        time.sleep(LONG_GRACE / 10)
         assert reads.count == 0
         slow_starter.settle()
         wait_until(lambda: all(map(is_resolved, copies)))
@@ -118,11 +120,27 @@ class TestArrival:
     def test_forwarding_is_free(self, slow_starter: Starter, reads: Reads) -> None:
         """Proxies that are pickled onwards in the grace are not read here, held or not."""
         copies = fresh(lazily(reads.store, [[i] for i in range(1000)]))
+        time.sleep(LONG_GRACE / 10)
         data = pickle.dumps(copies)
         slow_starter.settle()
         assert reads.count == 0
         assert not any(map(is_resolved, copies))
         assert extract(pickle.loads(data)[7]) == [7]
+
+    def test_forwarding_takes_its_time(self, slow_starter: Starter, reads: Reads) -> None:
+        """The grace lasts as long as proxies keep coming, or being passed on."""
+        proxies = lazily(reads.store, [[i] for i in range(20)])
+        copies = []
+        for p in proxies[:4]:
+            copies.append(fresh(p))
+            time.sleep(LONG_GRACE / 2)
+        copies += fresh(proxies[4:])
+        for p in copies[:4]:
+            time.sleep(LONG_GRACE / 2)
+            pickle.dumps(p)
+        pickle.dumps(copies[4:])
+        slow_starter.settle()
+        assert reads.count == 0
 
     @pytest.mark.parametrize("touch", [extract, pp.resolve, lambda p: asyncio.run(gather(p))])
     def test_used_in_the_grace(
@@ -371,17 +389,18 @@ class TestWindow:
         """Proxies that die while a fetch holds the only place leave nothing in the queue."""
         data = pickle.dumps([gated.proxy_from_key(str(i)) for i in range(1000)])
         with new_starter(flights=1) as starter:
-            held = fresh(gated.proxy([1]))
+            held = fresh([gated.proxy([1]), gated.proxy([2])])  # in the air, and the next
             wait_until(lambda: gate.now)
             for _ in range(10):
-                pickle.loads(data)
+                copies = pickle.loads(data)
                 starter.settle()
-            assert len(starter.process._queue) < 5000
+                copies.clear()
+            assert len(starter.window.queue) < 5000
             gate.open()
-            wait_until(lambda: is_resolved(held))
+            wait_until(lambda: all(map(is_resolved, held)))
             starter.settle()
-            assert not starter.process._queue
-        assert len(gate.asked) == 1
+            assert not starter.window.queue
+        assert len(gate.asked) == 2
 
     def test_futures_hold_no_place(self, tmp_path: Path) -> None:
         """Proxies of futures that wait leave the window to others; set, they resolve."""

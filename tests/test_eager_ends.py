@@ -18,6 +18,7 @@ import pytest
 import proxyplane as pp
 import proxyplane.sync
 from proxyplane import extract, is_resolved, prefetch
+from proxyplane._runtime.window import Interest
 from proxyplane.exceptions import (
     ConnectorLostError,
     ProxyResolveCycleError,
@@ -202,11 +203,43 @@ class TestNobodyWants:
         starter.settle()
         wait_until(lambda: not gate.now)
         starter.settle()
-        process = starter.process
-        assert (process._flights, process._bytes) == (0, 0)
+        window = starter.window
+        assert (window.flights, window.nbytes) == (0, 0)
         gate.open()
         last = pickle.loads(data)
         wait_until(lambda: all(map(is_resolved, last)))
+
+
+class Target:
+    """Can be referred to weakly."""
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda p: wait_until(lambda: is_resolved(p)),
+            extract,
+            lambda p: asyncio.run(pp.aresolve(p)),
+        ],
+        ids=["untouched", "touched", "awaited"],
+    )
+    def test_target_goes_with_its_proxy(
+        self, starter: Starter, store: pp.sync.Store, gate: Gate, use: Callable[[Any], Any]
+    ) -> None:
+        """A fetched object is freed with the last of its proxies, without the collector."""
+        gate.open()
+        gc.collect()
+        gc.disable()
+        try:
+            held = [fresh(store.proxy(Target(), populate_target=False))]
+            use(held[0])
+            ref = weakref.ref(extract(held[0]))
+            held.clear()
+            starter.settle()
+            wait_until(lambda: ref() is None)
+        finally:
+            gc.enable()
 
 
 class TestErrors:
@@ -264,7 +297,10 @@ class TestErrors:
             str(p)
 
     def test_proxy_is_mortal(self, starter: Starter, store: pp.sync.Store, gate: Gate) -> None:
-        """A proxy whose fetch failed is freed when it is dropped, without the collector."""
+        """A proxy whose fetch failed, and all that was noted of it, is freed when it is dropped,
+        without the collector."""
+        gc.collect()
+        before = interests()
         gate.open()
         p = fresh(store.proxy_from_key("missing"))
         wait_until(lambda: gate.asked and not gate.now)
@@ -274,8 +310,14 @@ class TestErrors:
         try:
             del p
             assert ref() is None
+            starter.settle()
+            assert interests() == before
         finally:
             gc.enable()
+
+
+def interests() -> int:
+    return sum(type(one) is Interest for one in gc.get_objects())
 
 
 class Broken:
@@ -327,7 +369,7 @@ def test_cycle_of_decoders(
         copies = fresh([store.proxy_from_key("a"), store.proxy_from_key("b")])
         wait_until(lambda: len(decoders) == 2 and not together.n_waiting)
         assert {name.startswith("proxyplane-decode") for name in decoders} == {True}
-        wait_until(lambda: not starter.process._flights)
+        wait_until(lambda: not starter.window.flights)
         together.abort()
         for p in copies:
             with pytest.raises(ProxyResolveError) as caught:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from proxyplane import _stores, serialization
 from proxyplane._operations import Known, Operation
-from proxyplane._runtime.eager import decoding
+from proxyplane._runtime.source import decoding
 from proxyplane.abc import Buffer, Connector, DeferrableConnector, Serializer, SupportsSync
 from proxyplane.cache import MISSING, LRUCache
 from proxyplane.config import StoreConfig

@@ -134,7 +134,8 @@ def default_on_blocking() -> OnBlocking:
 def default_eager() -> bool:
     """Whether proxies that arrive in this process resolve in the background: `PROXYPLANE_EAGER`.
 
-    Yes, unless it is ``0``, which is for processes that only pass proxies on.
+    Yes, unless it is ``0``, which is for processes that only pass proxies on. It is read when the
+    first proxy arrives.
 
     Raises:
         ConfigError: The variable is neither 0 nor 1.

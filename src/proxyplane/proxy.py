@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from proxyplane._forward import ClassCache
 from proxyplane._runtime import eager, flights
 from proxyplane._runtime.blocking import about_to_block
+from proxyplane._runtime.window import Interest
 from proxyplane.cache import MISSING
 from proxyplane.exceptions import ProxyResolveError
 from proxyplane.factory import EAGER_OFF, EVICT, CallableSource, StoreFactory, rebuild_factory
@@ -256,7 +257,7 @@ _get_factory = Proxy.__dict__["__proxy_factory__"].__get__
 _set_factory = Proxy.__dict__["__proxy_factory__"].__set__
 _hints: Callable[[Any], Hints] = Proxy.__dict__["__proxy_hints__"].__get__
 _set_hints = Proxy.__dict__["__proxy_hints__"].__set__
-get_interest: Callable[[Any], eager.Interest | None] = Proxy.__dict__["__proxy_interest__"].__get__
+get_interest: Callable[[Any], Interest | None] = Proxy.__dict__["__proxy_interest__"].__get__
 set_interest = Proxy.__dict__["__proxy_interest__"].__set__
 _set_class = object.__dict__["__class__"].__set__
 

@@ -17,6 +17,7 @@ import pytest
 import proxyplane as pp
 import proxyplane.sync
 from proxyplane._runtime import eager
+from proxyplane._runtime.window import Window
 from proxyplane.config import EAGER_BYTES_VARIABLE, EAGER_FLIGHTS_VARIABLE, EAGER_VARIABLE
 from proxyplane.testing.faults import Wrapper
 
@@ -56,6 +57,11 @@ class Starter:
             done = threading.Event()
             self.process.notices.put(done.set)
             assert done.wait(20)
+
+    @property
+    def window(self) -> Window:
+        assert self.process.window is not None
+        return self.process.window
 
     def end(self) -> None:
         self.process.notices.put(_thread.exit)

@@ -196,13 +196,13 @@ class Flight:
             dropped: object = self.deliveries  # which hold the proxies of those who left
             self.deliveries = {one: None for one in self.deliveries if one in self.behind}
             new = self.state is State.NEW
+            spawned, io = self._spawned, self._io
             if self.behind:
                 self._go_on_behind()
             else:
                 # A step that is on its way to some thread finds that there is nothing to do.
                 dropped = dropped, self._end()
             wanted = bool(self.behind)
-            spawned, io = self._spawned, self._io
         del dropped  # user code may run here
         if wanted:
             if new:
@@ -339,6 +339,7 @@ class Flight:
     def _end(self) -> object:
         """The last state; what it returns is to be dropped outside of the lock."""
         dropped = self.deliveries, self._fetched
+        self._spawned = None  # it refers to this flight, and so to the object
         if _process.flights.get(self.key) is self:
             del _process.flights[self.key]
         self.state = State.DONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
 from collections.abc import Hashable
 from typing import Any, Protocol
 
@@ -68,3 +69,18 @@ def as_raised(error: BaseException, source: Source) -> BaseException:
         wrapped.__cause__ = error
         return wrapped
     return error
+
+
+class _Decoding(threading.local):
+    """Entered while a stored object is decoded in this thread."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.depth -= 1
+
+
+decoding = _Decoding()
