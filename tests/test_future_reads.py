@@ -72,12 +72,11 @@ async def test_cancelled_reader(held: Any) -> None:
 
 
 async def test_a_touch_was_first(held: Any) -> None:
-    """A result that a proxy is being resolved to is not read a second time."""
+    """A result that the future's own proxy is being resolved to is not read a second time."""
     async with pp.Store("reads", held, cache_size=0) as store:
         held.release.set()
         future = await store.future()
-        touched = pickle.loads(pickle.dumps(future)).proxy()
-        touching = asyncio.create_task(asyncio.to_thread(pp.extract, touched))
+        touching = asyncio.create_task(asyncio.to_thread(pp.extract, future.proxy()))
         while not held.count("get"):
             await asyncio.sleep(0.001)
         await until_waiting()

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from functools import partial
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
-from proxyplane._runtime.flights import in_flight
+from proxyplane._runtime.flights import hand_over, in_flight
 from proxyplane._runtime.io_thread import io_thread
 from proxyplane._runtime.source import as_raised
 from proxyplane._runtime.workers import Workers
@@ -264,8 +264,8 @@ _reads: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Read]] =
 
 
 def _deliver(proxy: Proxy[Any], target: Any) -> None:
-    if target is not MISSING and not is_resolved(proxy):
-        proxy.__proxy_deliver__(target)
+    if target is not MISSING:
+        hand_over(proxy.__proxy_accept__, target)
 
 
 def _raise_producers(error: ProxyResolveError) -> None:
