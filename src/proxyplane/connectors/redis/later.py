@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from proxyplane.connectors.redis.transfer import MULTI, Body, pipeline, read_all
+from proxyplane.connectors.redis.transfer import MULTI, Body, pipeline
 from proxyplane.connectors.redis.wire import Wire
 
 _LOOKS_AHEAD: Final = 400
@@ -69,7 +69,7 @@ async def set_registered(wire: Wire, name: bytes, body: Body) -> Literal["set", 
     wire.midway = True
     # The last word goes with the rest: a caller who is cancelled while sending never sends it.
     await wire.send([MULTI, *body.set_command(record, b"XX"), after], 6)
-    replies, refusal = await read_all(wire, 6)
+    replies, refusal = await wire.read_few(6)
     wire.midway = False
     if refusal is not None:
         raise refusal

@@ -113,7 +113,8 @@ class Waiters:
         finally:
             interest.futures.discard(future)
             if not interest.futures and self._waiting.get(name) is interest:
-                self._remove(name)
+                del self._waiting[name]
+                self._left()
         if error is not None:
             raise error
 
@@ -142,19 +143,18 @@ class Waiters:
         self._fresh[name] = None
         self._stir.set()
 
-    def _remove(self, name: bytes) -> _Interest | None:
-        interest = self._waiting.pop(name, None)
+    def _left(self) -> None:
         if not self._waiting:
             self._stir.set()
-        return interest
 
     def _end(self, name: bytes, error: Exception | None = None) -> None:
         """Wakes everyone who waits for a key."""
-        interest = self._remove(name)
+        interest = self._waiting.pop(name, None)
         for future in interest.futures if interest is not None else ():
             if not future.done():
                 # One exception object must not be raised in two tasks.
                 future.set_result(error and _copied(error))
+        self._left()  # after them: they have waited, and the task has not
 
     def _end_all(self, error: Exception) -> None:
         for name in list(self._waiting):

@@ -112,6 +112,23 @@ class Wire(AbstractConnection):
         self.owed -= 1
         return reply
 
+    async def read_few(self, count: int) -> tuple[list[Any], redis_errors.ResponseError | None]:
+        """The next replies, which come together, and the first refusal among them.
+
+        Raises:
+            TimeoutError: Not all of them came within the time-out.
+        """
+        replies: list[Any] = []
+        refusal: redis_errors.ResponseError | None = None
+        async with asyncio.timeout(self.patience):
+            for _ in range(count):
+                try:
+                    replies.append(await self.read_response())
+                except redis_errors.ResponseError as exc:
+                    refusal = refusal or exc
+                self.owed -= 1
+        return replies, refusal
+
     async def call(self, *command: Any) -> Any:
         """Sends one small command and reads its reply."""
         await self.ask(command)
