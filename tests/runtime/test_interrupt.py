@@ -140,7 +140,7 @@ def test_at_every_line(run, works):
         store = sync.Store("s", Slow(), cache_size=0)
         gate = threading.Event()
         Decoded.on_decode = gate.wait
-        n = hits = 0
+        n = misses = 0
         while True:
             n += 1
             p = store.proxy(Decoded([n]), populate_target=False)
@@ -177,7 +177,9 @@ def test_at_every_line(run, works):
                 one.join()
             assert got == [[n]] * 2, (n, got)
             assert p.payload == [n]
-            if not hit:
+            # One of the others may have been faster this time, so that there was little to hit.
+            misses = 0 if hit else misses + 1
+            if misses == 5:
                 break
         assert n > 10
         assert all(flight.state.name == "DONE" for flight in flights._process.waits.values())
