@@ -46,6 +46,7 @@ class _Machine(RuleBasedStateMachine):
     """
 
     keys: Bundle[str] = Bundle("keys")
+    chosen: Bundle[str] = Bundle("chosen")
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,10 +86,22 @@ class _Machine(RuleBasedStateMachine):
         """Puts under a key that the connector makes."""
         return self.remember(self.do(way, "put", self.to_put(frames)), frames)
 
-    @rule(target=keys, way=way, frames=_frames, name=_names)
+    @rule(targets=(keys, chosen), way=way, frames=_frames, name=_names)
     def put_with_key(self, way: int, frames: list[bytes], name: str) -> str:
         """Puts under a chosen key, which may be taken."""
-        key = f"{self.number} {name}"
+        return self.put_under(f"{self.number} {name}", way, frames)
+
+    @rule(evicting=way, putting=way, key=chosen, frames=_frames)
+    def replace(self, evicting: int, putting: int, key: str, frames: list[bytes]) -> None:
+        """Evicts a chosen key, alone or as one of many, and puts under it anew."""
+        if evicting % 2:
+            self.evict(evicting, key)
+        else:
+            self.evict_batch(evicting, [key])
+        self.put_under(key, putting, frames)
+
+    def put_under(self, key: str, way: int, frames: list[bytes]) -> str:
+        """Puts under a key, which may be taken."""
         try:
             assert self.do(way, "put", self.to_put(frames), key=key) == key
         except KeyExistsError:
@@ -126,9 +139,9 @@ class _Machine(RuleBasedStateMachine):
         """Evicts one, which may be gone already."""
         assert self.do(way, "evict", key) is (self.model.pop(key, None) is not None)
 
-    @rule(way=way, some=st.lists(consumes(keys), min_size=1, max_size=4))
+    @rule(way=way, some=st.lists(keys, min_size=1, max_size=4))
     def evict_batch(self, way: int, some: list[str]) -> None:
-        """Evicts many."""
+        """Evicts many, some of which may be gone already."""
         some = list(dict.fromkeys(some))
         there = [self.model.pop(key, None) is not None for key in some]
         assert self.do(way, "evict_batch", some) == there
