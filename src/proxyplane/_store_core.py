@@ -48,6 +48,7 @@ class StoreCore:
         self.connector = connector
         self._shortcut = connector if isinstance(connector, SupportsSync) else None
         self._closed = False
+        self._to_end = self._to_clear = False  # what a close that failed leaves to the next one
         self.name = config.name
         self.reference = config.to_url()
         self.on_blocking = config.on_blocking
@@ -82,20 +83,22 @@ class StoreCore:
         _stores.register(self, exist_ok=True)
 
     def closing(self, clear: bool) -> Operation[None]:
-        """Closes the store; nothing the second time."""
+        """Closes the store; nothing the second time, unless the first one failed."""
+        if self._closed and not self._to_end:
+            return Known(None)
 
-        def prepare() -> None:
-            self._closed = True
+        def prepare() -> bool:
+            self._closed = self._to_end = True
+            self._to_clear |= clear
             _stores.unregister(self.name, self)
             self._cache.clear()
+            return self._to_clear
 
-        if self._closed:
-            return Known(None)
-        return Operation(
-            f"closing {self!r}",
-            prepare=prepare,
-            io=lambda _: self.connector.aclose(clear=clear),
-        )
+        async def end(clear: bool) -> None:
+            await self.connector.aclose(clear=clear)
+            self._to_end = False
+
+        return Operation(f"closing {self!r}", prepare=prepare, io=end)
 
     # -- operations -----------------------------------------------------------------------------
 

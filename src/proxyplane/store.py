@@ -142,8 +142,13 @@ class Store(StoreCore):
     async def aclose(self, *, clear: bool = False) -> None:
         """Frees the name, drops the cache and closes the connector; a second call does nothing.
 
+        If it fails, or is cancelled, the store is closed, and a second call does what is left.
+
         Args:
             clear: Also evict what was put through this store, and nothing else.
+
+        Raises:
+            ConnectorError: The medium failed while it was being cleared.
         """
         await self.closing(clear).perform()
 

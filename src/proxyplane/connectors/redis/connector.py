@@ -131,7 +131,7 @@ class RedisConnector(DeferrableConnector):
         )
         self._url = self._options.url
         self._tls: ssl.SSLContext | None = None
-        self._closed = False
+        self._closed = self._to_clear = False
         self._keys = KeyMaker()
         self._clients = PerLoop(self._make_client, _close_client)
         self.after_fork_in_child()
@@ -369,19 +369,23 @@ class RedisConnector(DeferrableConnector):
                 yours that others evicted and put again meanwhile is evicted with them.
 
         Raises:
-            ConnectorError: Clearing failed; the connections are closed all the same.
+            ConnectorError: Clearing failed; the connections are closed all the same, and the next
+                call tries it again.
         """
-        if self._closed:
+        if self._closed and not self._to_clear:
             return
+        self._to_clear |= clear
+        self._closed = False  # what is cleared goes through a connection
         try:
-            if clear:
+            if self._to_clear:
                 await self._clear()
+                self._to_clear = False
         finally:
             self._closed = True
             await self._clients.aclose()
 
     async def _clear(self) -> None:
-        user_keys, self._user_keys = list(self._user_keys), set()
+        user_keys = list(self._user_keys)
         if user_keys:
             await self.evict_batch(user_keys)
         if self._made_keys:
