@@ -111,11 +111,24 @@ class Removals(Generic[K]):
 
     def _read(self) -> None:
         for _ in range(_BATCH):
-            event = self._instance.sync_get() if self._instance is not None else None
+            event = self._next()
             if event is None:
                 return
             self._handle(event)
         self.loop.call_soon(self._read)  # events that were read do not make the loop call again
+
+    def _next(self) -> Event | None:
+        """The next event; None if there is none now, or never will be."""
+        instance = self._instance
+        if instance is None or _is_closed(instance):
+            return None
+        try:
+            event: Event | None = instance.sync_get()
+        except (OSError, ValueError):
+            if not _is_closed(instance):  # by another thread, this moment
+                raise
+            return None
+        return event
 
     def _handle(self, event: Event) -> None:
         mask = self._library.Mask
@@ -129,3 +142,11 @@ class Removals(Generic[K]):
                     self._listener.on_removed(who, str(event.name))
             elif event.mask & (mask.IGNORED | mask.DELETE_SELF | mask.MOVE_SELF | mask.UNMOUNT):
                 self._listener.on_lost(list(sharing))
+
+
+def _is_closed(instance: Inotify) -> bool:
+    """Whether the library closed it: at exit it does so by itself, while the loop still runs."""
+    try:
+        return instance.fd < 0
+    except ValueError:
+        return True
