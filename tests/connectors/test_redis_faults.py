@@ -19,8 +19,8 @@ from proxyplane.exceptions import (
     ObjectLostError,
     StoreFullError,
 )
+from proxyplane.testing import cancelled_at
 from support.servers import admin, connections
-from support.steps import cancelled_at
 from support.tcp_proxy import TCPProxy
 
 MB = 1 << 20

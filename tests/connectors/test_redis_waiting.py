@@ -14,8 +14,8 @@ import pytest
 from proxyplane._runtime.io_thread import io_thread
 from proxyplane.connectors.redis import RedisConnector, waiting
 from proxyplane.exceptions import ConnectorClosedError, KeyExistsError, ObjectLostError
+from proxyplane.testing import cancelled_at
 from support.servers import admin, connections
-from support.steps import cancelled_at
 
 NEVER = 3600.0
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

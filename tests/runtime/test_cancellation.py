@@ -9,7 +9,7 @@ import pytest
 
 import proxyplane
 from proxyplane import FileConnector, LocalConnector, RedisConnector, aresolve, is_resolved
-from support.steps import cancelled_at
+from proxyplane.testing import cancelled_at
 
 BIG = [0] * 300_000  # encoded and decoded on a worker
 
