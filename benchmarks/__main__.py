@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.harness import REFERENCE, Report, Settings, has_reference
 
-EXPERIMENTS = ("wakeup", "pending", "together", "overlap", "pipeline")
+EXPERIMENTS = ("wakeup", "pending", "together", "overlap", "pipeline", "proxies")
 
 
 def main() -> int:
