@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from proxyplane.abc import Connector, SupportsSync
 from proxyplane.connectors import _file_io
 from proxyplane.connectors._file_dir import UNPUBLISHED
-from proxyplane.connectors._file_io import MAP_BYTES, Publisher, file_name, write_all
+from proxyplane.connectors._file_io import Publisher, file_name, write_all
+from proxyplane.connectors._file_read import MAP_BYTES
 from proxyplane.connectors._inline import INLINE_BYTES
 from proxyplane.connectors.file import INLINE_EVICT_BYTES, INLINE_OBJECTS, FileConnector
 from proxyplane.exceptions import ConnectorClosedError, KeyExistsError

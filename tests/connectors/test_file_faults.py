@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from proxyplane.connectors import _file_io
+from proxyplane.connectors import _file_io, _file_read
 from proxyplane.connectors._file_dir import (
     UNPUBLISHED,
     Directory,
 )
-from proxyplane.connectors._file_io import sweep, translate, write_all
+from proxyplane.connectors._file_errors import translate
+from proxyplane.connectors._file_io import sweep, write_all
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import (
     ConnectorError,
@@ -358,15 +359,27 @@ def test_few_descriptors(tmp_path):
     run(
         """
         import resource, socket
-        from proxyplane.connectors import _file_io
+        from proxyplane.connectors._file_read import maps
+        def descriptors():
+            return len(os.listdir("/proc/self/fd"))
         key = connector.put_sync([b"x" * 70_000])
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        before = descriptors()
         buffers = [connector.get_sync(key) for _ in range(3000)]
-        assert all(buffer == b"x" * 70_000 for buffer in buffers)
+        assert len(maps.live) == 3000
+        assert descriptors() <= before + 64 // 8
+        if sys.version_info >= (3, 13):
+            assert descriptors() == before
+        for number, buffer in enumerate(buffers):
+            assert buffer == b"x" * 70_000
+            buffer[:4] = b"%4d" % number  # each is private
+        assert all(buffer[:5] == b"%4dx" % number for number, buffer in enumerate(buffers))
+        assert connector.get_sync(key) == b"x" * 70_000
         sockets = [socket.socket() for _ in range(20)]
-        assert len(_file_io._maps) >= 32
+        del buffer
         buffers.clear()
-        assert not _file_io._maps
+        assert not maps.live and not maps.holding
+        assert descriptors() == before + 20
         assert type(connector.get_sync(key)).__name__ == "memoryview"
         for one in sockets:
             one.close()
@@ -374,6 +387,78 @@ def test_few_descriptors(tmp_path):
         tmp_path / "objects",
         True,
     )
+
+
+def test_few_maps(tmp_path):
+    """With too many maps alive the body is read: private and writable, as ever."""
+    run(
+        """
+        from proxyplane.connectors import _file_read
+        _file_read._map_limit = 100
+        key = connector.put_sync([b"x" * 70_000])
+        buffers = [connector.get_sync(key) for _ in range(150)]
+        assert [type(buffer).__name__ for buffer in buffers] == ["memoryview"] * 100 + [
+            "bytearray"] * 50
+        assert all(buffer == b"x" * 70_000 for buffer in buffers)
+        del buffers[:50]
+        assert type(connector.get_sync(key)).__name__ == "memoryview"
+        """,
+        tmp_path / "objects",
+        True,
+    )
+
+
+def test_the_system_refuses_a_map(tmp_path):
+    """When the system has no map to give, in either way of mapping, the body is read."""
+    run(
+        """
+        import ctypes, errno, mmap
+        from proxyplane.connectors import _file_read
+        key = connector.put_sync([b"x" * 70_000])
+        real = mmap.mmap
+        def refuse(*_, **__):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        mmap.mmap = refuse
+        assert type(connector.get_sync(key)).__name__ == "bytearray"
+        _file_read._most_descriptors = lambda: 0
+        assert connector.get_sync(key) == b"x" * 70_000
+        mmap.mmap = real
+        if sys.platform == "linux" and sys.version_info < (3, 13):
+            def refuse(*_):
+                ctypes.set_errno(errno.ENOMEM)
+                return 2**64 - 1
+            _file_read._c_mmap = refuse
+            assert type(connector.get_sync(key)).__name__ == "bytearray"
+            assert connector.get_sync(key) == b"x" * 70_000
+        """,
+        tmp_path / "objects",
+        True,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a file is mapped over a map")
+def test_maps_in_a_cycle(tmp_path):
+    """Memory stays until the last finaliser that may look at it has run, whatever the order."""
+    printed = run(
+        """
+        import gc
+        from proxyplane.connectors import _file_read
+        _file_read._most_descriptors = lambda: 0
+        class Holder:
+            def __init__(self, buffer):
+                self.buffer, self.me = buffer, self
+            def __del__(self):
+                print(bytes(self.buffer[-3:]).decode())
+        key = connector.put_sync([b"x" * 70_000])
+        for _ in range(50):
+            Holder(connector.get_sync(key))
+        gc.collect()
+        assert not _file_read.maps.live
+        """,
+        tmp_path / "objects",
+        True,
+    )
+    assert printed == "xxx\n" * 50
 
 
 def test_no_descriptors_at_all(tmp_path):
@@ -409,20 +494,20 @@ def test_no_descriptors_at_all(tmp_path):
 async def test_large_read_without_a_map_leaves_the_loop(connector, monkeypatch):
     """A large object that cannot be mapped is read on a worker thread."""
     key = await connector.put([b"x" * (3 * MIB)])
-    monkeypatch.setattr(_file_io, "_map", lambda *_: None)
+    monkeypatch.setattr(_file_read.maps, "map", lambda *_: None)
     import asyncio
 
-    real, on_loop = os.readv, []
+    real, on_loop = os.preadv, []
 
-    def readv(fd, buffers):
+    def preadv(fd, buffers, offset):
         try:
             asyncio.get_running_loop()
             on_loop.append(True)
         except RuntimeError:
             on_loop.append(False)
-        return real(fd, buffers)
+        return real(fd, buffers, offset)
 
-    monkeypatch.setattr(os, "readv", readv)
+    monkeypatch.setattr(os, "preadv", preadv)
     assert await connector.get(key) == b"x" * (3 * MIB)
     assert on_loop and not any(on_loop)
 

@@ -29,7 +29,7 @@ ALLOWED = [
     # The few system calls of a small object take less than a hop to a thread. The large ones go
     # to a worker, where there is no loop. docs/decisions tells what was measured.
     ("proxyplane/connectors/local.py", Matching("*_sync")),
-    ("proxyplane/connectors/file.py", Matching("*_sync")),
+    ("proxyplane/connectors/_file_calls.py", Matching("*_sync")),
     ("proxyplane/connectors/_file_watch.py", Matching("_identity")),  # one stat, never remote
 ]
 

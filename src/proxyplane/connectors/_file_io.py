@@ -1,4 +1,4 @@
-"""Publishing and reading whole files: a reader sees all of an object or nothing of it.
+"""Publishing whole files: a reader sees all of an object or nothing of it.
 
 A body is written to a file that has no name yet and then linked to its name; `link` fails if the
 name exists, so one call publishes and keeps names write-once. With ``O_TMPFILE`` the file never
@@ -13,49 +13,24 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import re
-import resource
 import secrets
-import sys
-import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Literal, overload
 
 from proxyplane._runtime.fork import on_fork
-from proxyplane.connectors._file_dir import UNPUBLISHED, Directory, free_bytes
+from proxyplane.connectors._file_dir import UNPUBLISHED, Directory
 from proxyplane.connectors._inline import total
-from proxyplane.exceptions import (
-    ConnectorError,
-    ConnectorLostError,
-    ConnectorUnavailableError,
-    ObjectTooLargeError,
-    StoreFullError,
-)
-
-MAP_BYTES = 64 << 10
-"""Bodies of at least this many bytes are mapped, smaller ones are read.
-
-Crossover, see the decision note: into fresh memory a map wins from 16 KB, into memory that was just
-freed a read wins up to 1 MB; and a map may hold a descriptor.
-"""
+from proxyplane.exceptions import ConnectorError
 
 # A body of this many bytes is not begun when there is no room for it: a disk that is filled to the
 # brim for a moment fails other programs as well. posix_fallocate would notice too, but then every
 # put and evict allocates and frees real blocks, which takes milliseconds on a busy ext4.
 _CHECK_BYTES = 1 << 20
 _IOV_MAX = max(os.sysconf("SC_IOV_MAX"), 16)
-# A process has 65530 maps on a default Linux, and its allocator and thread stacks need some.
-_MAX_MAPS = 16_000
 _LIBRARY_KEY = re.compile(r"[0-9a-f]{32}")
 _UNSAFE = re.compile(rb"[^a-z0-9_.-]")
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-_LOST = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO}
-_UNAVAILABLE = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP,
-    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.EISDIR,
-}  # fmt: skip
 _UNSUPPORTED = {
     errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EXDEV,
     errno.EPERM, errno.ENOENT,
@@ -119,9 +94,33 @@ class Publisher:
         self.anonymous = hasattr(os, "O_TMPFILE")
         self._links = True
 
+    @overload
     def publish(
-        self, name: str, bodies: list[memoryview], *, unique: bool, check: Callable[[], None]
-    ) -> tuple[int, int]:
+        self,
+        name: str,
+        bodies: list[memoryview],
+        *,
+        unique: Literal[False],
+        check: Callable[[], None],
+    ) -> tuple[int, int]: ...
+    @overload
+    def publish(
+        self,
+        name: str,
+        bodies: list[memoryview],
+        *,
+        unique: Literal[True],
+        check: Callable[[], None],
+    ) -> None: ...
+
+    def publish(
+        self,
+        name: str,
+        bodies: list[memoryview],
+        *,
+        unique: bool,
+        check: Callable[[], None],
+    ) -> tuple[int, int] | None:
         """Publishes one file.
 
         Args:
@@ -131,16 +130,17 @@ class Publisher:
             check: Called when all is written; an error from it publishes nothing.
 
         Returns:
-            What tells this file from a later one of the same name: `identity`.
+            What tells this file from a later one of the same name: `identity`. None if the name is
+            unique, for there is no later one.
 
         Raises:
             FileExistsError: The name is taken.
             OSError: It could not be written; nothing is left behind.
         """
-        target = os.path.join(self._directory.path, name)
+        target = f"{self._directory.path}/{name}"
         if self.anonymous:
             try:
-                return self._publish_anonymous(target, bodies, check)
+                return self._publish_anonymous(target, bodies, unique, check)
             except FileExistsError:
                 raise
             except OSError as exc:
@@ -151,8 +151,8 @@ class Publisher:
         return self._publish_named(target, bodies, unique, check)
 
     def _publish_anonymous(
-        self, target: str, bodies: list[memoryview], check: Callable[[], None]
-    ) -> tuple[int, int]:
+        self, target: str, bodies: list[memoryview], unique: bool, check: Callable[[], None]
+    ) -> tuple[int, int] | None:
         flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
         fd = os.open(self._directory.path, flags, self._directory.file_mode)
         _unpublished.descriptors.add(fd)
@@ -162,14 +162,14 @@ class Publisher:
             # Without a directory descriptor CPython calls link(), which does not follow the
             # symbolic link in /proc. The path is absolute, so any descriptor does.
             os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
-            return identity(os.fstat(fd))
+            return None if unique else identity(os.fstat(fd))
         finally:
             _unpublished.descriptors.discard(fd)
             os.close(fd)
 
     def _publish_named(
         self, target: str, bodies: list[memoryview], unique: bool, check: Callable[[], None]
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int] | None:
         fd, temporary = self._open_named()
         try:
             self._write(fd, bodies)
@@ -177,7 +177,7 @@ class Publisher:
             if self._links:
                 try:
                     os.link(temporary, target)
-                    return identity(os.fstat(fd))
+                    return None if unique else identity(os.fstat(fd))
                 except OSError as exc:
                     if exc.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
                         raise
@@ -189,7 +189,7 @@ class Publisher:
                     hint="let put() make the key, or use a directory on another file system",
                 )
             os.rename(temporary, target)
-            return identity(os.fstat(fd))
+            return None
         finally:
             try:
                 os.unlink(temporary)
@@ -235,82 +235,28 @@ class Publisher:
 
 def write_all(fd: int, bodies: list[memoryview]) -> None:
     """Writes all bytes of all bodies, however few of them one call takes."""
-    left = list(reversed(bodies))
+    written = 0
+    if len(bodies) <= _IOV_MAX:
+        written = os.writev(fd, bodies)
+        if written == total(bodies):
+            return
+    left = _without(bodies[::-1], written)
     while left:
-        chunk = left[-1 : -_IOV_MAX - 1 : -1]
-        written = os.writev(fd, chunk)
-        while left and written >= left[-1].nbytes:
-            written -= left.pop().nbytes
-        if written:
-            left[-1] = left[-1][written:]
+        left = _without(left, os.writev(fd, left[-1 : -_IOV_MAX - 1 : -1]))
+
+
+def _without(left: list[memoryview], written: int) -> list[memoryview]:
+    """Takes what was written from the end of the list, where the next to be written is."""
+    while left and written >= left[-1].nbytes:
+        written -= left.pop().nbytes
+    if written:
+        left[-1] = left[-1][written:]
+    return left
 
 
 def identity(found: os.stat_result) -> tuple[int, int]:
     """Tells a file from a later one of the same name."""
     return found.st_ino, found.st_mtime_ns
-
-
-class WouldStallError(Exception):
-    """More bytes would have to be read than the caller allows on this thread."""
-
-
-def read(path: str, limit: int | None = None) -> bytearray | memoryview:
-    """The bytes of a file, private and writable: mapped when it is large, else read.
-
-    Args:
-        path: The file.
-        limit: Bytes to read at most, when it cannot be mapped.
-
-    Raises:
-        WouldStallError: It is larger than `limit` and cannot be mapped.
-        OSError: It cannot be read.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        size = os.fstat(fd).st_size
-        if size >= MAP_BYTES:
-            mapped = _map(fd, size)
-            if mapped is not None:
-                return mapped
-            if limit is not None and size > limit:
-                raise WouldStallError
-        buffer = bytearray(size)
-        with memoryview(buffer) as whole:
-            done = 0
-            while done < size:
-                got = os.readv(fd, [whole[done:]])
-                if not got:
-                    raise OSError(errno.EIO, f"the file ended after {done} of {size} bytes")
-                done += got
-        return buffer
-    finally:
-        os.close(fd)
-
-
-_maps: set[weakref.ref[mmap.mmap]] = set()
-_HOLDS_DESCRIPTOR = sys.version_info < (3, 13)
-_MAP_OPTIONS: dict[str, Any] = {} if _HOLDS_DESCRIPTOR else {"trackfd": False}
-
-
-def _map(fd: int, size: int) -> memoryview | None:
-    """A private map of the file, or None when maps or descriptors are short."""
-    most = _MAX_MAPS
-    if _HOLDS_DESCRIPTOR:
-        # Half of the descriptors stay for the sockets and files of the rest of the program.
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if descriptors != resource.RLIM_INFINITY:
-            most = min(most, descriptors // 2)
-    if len(_maps) >= most:
-        return None
-    try:
-        mapped = mmap.mmap(fd, size, access=mmap.ACCESS_COPY, **_MAP_OPTIONS)
-    except OSError as exc:
-        if exc.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV}:
-            return None
-        raise
-    _maps.add(weakref.ref(mapped, _maps.discard))
-    # A map itself is never equal to bytes, and copies what is sliced off it.
-    return memoryview(mapped)
 
 
 def sweep(directory: Directory) -> int:
@@ -340,51 +286,3 @@ def sweep(directory: Directory) -> int:
         finally:
             os.close(fd)
     return removed
-
-
-def translate(exc: OSError, directory: Directory, size: int = 0) -> ConnectorError:
-    """The package's error for one of the system.
-
-    Args:
-        exc: What the system said.
-        directory: Where.
-        size: Bytes that were to be written.
-    """
-    path, code = directory.path, exc.errno
-    reason = exc.strerror or str(exc)
-    if code in _NO_ROOM:
-        return _full(path, size, reason)
-    if code == errno.EFBIG:
-        return ObjectTooLargeError(
-            f"{size} bytes are more than a file in {path} may have, by its file system or by the "
-            "limit of this process (ulimit -f)",
-            hint="split the object, or raise the limit",
-        )
-    if code in {errno.EMFILE, errno.ENFILE}:
-        return ConnectorUnavailableError(
-            f"cannot open a file in {path}: {reason}",
-            hint="raise the limit of open files (ulimit -n)",
-        )
-    if code == errno.ENOENT and not os.path.isdir(path):
-        return directory.gone()
-    if code in _UNAVAILABLE:
-        return ConnectorUnavailableError(f"the directory {path} cannot be used: {reason}")
-    if code in _LOST:
-        return ConnectorLostError(f"the file system of {path} failed: {reason}")
-    return ConnectorError(f"a system call in {path} failed: {reason}")
-
-
-def _full(path: str, size: int, reason: str) -> StoreFullError:
-    try:
-        room = f"{free_bytes(path)} bytes are free"
-        found = os.statvfs(path)
-        # A named temporary counts twice while it is linked. Some systems do not count: f_files 0.
-        if found.f_files and found.f_favail < 2:
-            room = "no more files fit on its file system"
-    except OSError:
-        room = reason
-    return StoreFullError(
-        f"no room for {size} bytes in {path}: {room} ({reason})",
-        hint="evict objects, or choose a directory with more room: FileConnector(directory) or "
-        "PROXYPLANE_DIR",
-    )

@@ -91,14 +91,15 @@ def views(frames: Frames) -> list[memoryview]:
         view = memoryview(frame)
         if not view.nbytes:
             continue  # a view with a zero in its shape cannot be cast
-        if not view.c_contiguous:
-            raise BufferError("a frame must be contiguous memory")
-        if view.ndim != 1 or view.itemsize != 1 or view.format != "B":
-            view = view.cast("B")
+        if type(frame) is not bytes:  # of which nothing else can be true
+            if not view.c_contiguous:
+                raise BufferError("a frame must be contiguous memory")
+            if view.ndim != 1 or view.itemsize != 1 or view.format != "B":
+                view = view.cast("B")
         flat.append(view)
     return flat
 
 
 def total(bodies: list[memoryview]) -> int:
     """Bytes in all of them."""
-    return sum(body.nbytes for body in bodies)
+    return sum([body.nbytes for body in bodies])

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane.abc import Buffer, DeferrableConnector, Frames
-from proxyplane.connectors._file_dir import Directory, default_directory
-from proxyplane.connectors._file_io import (
-    Publisher,
-    WouldStallError,
-    file_name,
-    identity,
-    read,
-    sweep,
-    translate,
-)
-from proxyplane.connectors._file_waiting import Registrations, Waiting, taken
+from proxyplane.connectors._file_calls import FileCalls, go_on
+from proxyplane.connectors._file_read import WouldStallError
 from proxyplane.connectors._inline import INLINE_BYTES, Claim, put_in_worker, total, views
-from proxyplane.connectors._keys import KeyMaker
-from proxyplane.exceptions import ConfigError, ConnectorClosedError
+from proxyplane.exceptions import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +26,7 @@ INLINE_OBJECTS = 64
 INLINE_EVICT_BYTES = 32 << 20
 
 
-class FileConnector(DeferrableConnector):
+class FileConnector(FileCalls, DeferrableConnector):
     """Keeps each object in a file of its own, in one directory.
 
     An object appears whole or not at all, also when its writer is killed. What is published
@@ -65,36 +53,6 @@ class FileConnector(DeferrableConnector):
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self._open_sync(None if directory is None else os.fspath(directory), make=True)
-
-    def _open_sync(self, path: str | None, *, make: bool) -> None:
-        if path is None:
-            path = default_directory()
-        if not path or "\0" in path or path.startswith("file:"):
-            raise ConfigError(
-                f"{path!r} is no path of a directory",
-                hint="leave it out to use the default one; a URL goes to FileConnector.from_url",
-            )
-        # POSIX gives two leading slashes a meaning that no system here uses.
-        self._directory = Directory("/" + os.path.abspath(path).lstrip("/"))
-        self._publisher = Publisher(self._directory)
-        self._registrations = Registrations(self._directory)
-        self._waiting = Waiting(self._directory, self._is_set_sync)
-        self._keys = KeyMaker()
-        self._chosen: dict[str, tuple[int, int]] = {}
-        self._swept = False
-        self._wrote = False
-        self._closed = False
-        self._to_clear = False
-        on_fork(self)
-        if make:
-            self._directory.make()
-        else:
-            self._directory.look()
-
-    def after_fork_in_child(self) -> None:
-        """What the parent wrote is the parent's to clear."""
-        self._chosen = {}
-        self._wrote = False
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -133,31 +91,6 @@ class FileConnector(DeferrableConnector):
         """``file://`` and the absolute path of the directory, percent-encoded."""
         return f"{self.scheme}://{quote_from_bytes(os.fsencode(self._directory.path))}"
 
-    @property
-    def directory(self) -> str:
-        """Absolute path of the directory."""
-        return self._directory.path
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._directory.path!r})"
-
-    def put_sync(self, frames: Frames, *, key: str | None = None) -> str:
-        """Blocking twin of `put`."""
-        return self._put_sync(views(frames), key, _go_on)
-
-    def get_sync(self, key: str, *, size: int | None = None) -> Buffer | None:
-        """Blocking twin of `get`."""
-        return self._get_sync(key, None)
-
-    def exists_sync(self, key: str) -> bool:
-        """Blocking twin of `exists`."""
-        return self._stat_sync(key) is not None
-
-    def evict_sync(self, key: str) -> bool:
-        """Blocking twin of `evict`."""
-        self._check_open()
-        return self._evict_sync(key)
-
     async def put(self, frames: Frames, *, key: str | None = None) -> str:
         """Publishes an object and returns its key.
 
@@ -176,7 +109,7 @@ class FileConnector(DeferrableConnector):
         """
         bodies = views(frames)
         if total(bodies) <= INLINE_BYTES and not self._directory.remote:
-            return self._put_sync(bodies, key, _go_on)
+            return self._put_sync(bodies, key, go_on)
         return await put_in_worker(
             lambda claim: self._put_sync(bodies, key, claim.check),
             self._evict_sync if key is None else _keep,
@@ -213,7 +146,8 @@ class FileConnector(DeferrableConnector):
 
         Returns:
             A private, writable buffer: a view of a map from 64 KiB on; a bytearray below, or when
-            the process is short of descriptors or maps. None when the key holds nothing.
+            the process has nearly as many maps as the system allows. None when the key holds
+            nothing.
 
         Raises:
             ConnectorUnavailableError: There is no such directory here, or it cannot be read.
@@ -289,7 +223,7 @@ class FileConnector(DeferrableConnector):
         """
         bodies = views(frames)
         if total(bodies) <= INLINE_BYTES and not self._directory.remote:
-            self._set_sync(bodies, key, _go_on)
+            self._set_sync(bodies, key, go_on)
         else:
 
             def set_it(claim: Claim[None]) -> None:
@@ -335,154 +269,8 @@ class FileConnector(DeferrableConnector):
             await run_in_worker(self._clear)
             self._to_clear = False
 
-    def _clear(self) -> None:
-        try:
-            for key, wrote in list(self._chosen.items()):
-                path = self._path(key)
-                try:
-                    # Someone may have evicted it and put their own under the same key since.
-                    if identity(os.lstat(path)) == wrote:
-                        os.unlink(path)
-                except FileNotFoundError:
-                    pass
-            if self._wrote:
-                self._registrations.clear(self._keys.is_mine)
-                self._clear_mine()
-        except OSError as exc:
-            raise translate(exc, self._directory) from exc
-        self._chosen.clear()
-
-    def _clear_mine(self) -> None:
-        try:
-            with os.scandir(self._directory.path) as entries:
-                mine = [entry.path for entry in entries if self._keys.is_mine(entry.name)]
-        except FileNotFoundError:
-            return
-        for path in mine:
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
-
-    def _put_sync(
-        self, bodies: list[memoryview], key: str | None, check: Callable[[], None]
-    ) -> str:
-        self._check_open()
-        if not self._swept:
-            self._swept = True
-            sweep(self._directory)
-        name = self._keys.new() if key is None else key
-        while True:
-            try:
-                wrote = self._publisher.publish(
-                    file_name(name), bodies, unique=key is None, check=check
-                )
-                if key is not None:
-                    # A put under a key that was registered is as good as its set.
-                    self._registrations.remove(key)
-            except FileExistsError as exc:
-                raise taken(name, self._directory) from exc
-            except OSError as exc:
-                if exc.errno == errno.ENOENT and not os.path.isdir(self._directory.path):
-                    # Not made yet, or removed by hand; an error if that is impossible.
-                    self._directory.make()
-                    continue
-                raise translate(exc, self._directory, total(bodies)) from exc
-            if key is None:
-                self._wrote = True
-            else:
-                self._chosen[key] = wrote
-            return name
-
-    def _new_key_sync(self) -> str:
-        self._check_open()
-        key = self._keys.new()
-        try:
-            self._registrations.make(key)
-        except OSError as exc:
-            raise translate(exc, self._directory) from exc
-        self._wrote = True
-        return key
-
-    def _set_sync(self, bodies: list[memoryview], key: str, check: Callable[[], None]) -> None:
-        self._check_open()
-
-        def check_again() -> None:
-            check()
-            self._registrations.refuse_set(key)
-
-        try:
-            self._registrations.refuse_set(key)
-            wrote = self._publisher.publish(file_name(key), bodies, unique=False, check=check_again)
-            if not self._keys.is_mine(key):
-                self._chosen[key] = wrote
-            self._registrations.settle(key, wrote)
-        except FileExistsError as exc:
-            raise taken(key, self._directory) from exc
-        except OSError as exc:
-            raise translate(exc, self._directory, total(bodies)) from exc
-
-    def _is_set_sync(self, key: str) -> bool:
-        self._check_open()
-        try:
-            return self._registrations.is_set(key)
-        except OSError as exc:
-            raise translate(exc, self._directory) from exc
-
-    def _get_sync(self, key: str, limit: int | None) -> Buffer | None:
-        self._check_open()
-        try:
-            return read(self._path(key), limit)
-        except FileNotFoundError:
-            self._missing()
-            return None
-        except OSError as exc:
-            raise translate(exc, self._directory) from exc
-
-    def _evict_sync(self, key: str) -> bool:
-        # Also undoes a put whose caller was cancelled, and closed the connector since.
-        try:
-            self._registrations.remove(key)  # first: from here on no set can succeed
-            os.unlink(self._path(key))
-        except FileNotFoundError:
-            self._chosen.pop(key, None)
-            return self._missing()
-        except OSError as exc:
-            raise translate(exc, self._directory) from exc
-        self._chosen.pop(key, None)
-        return True
-
-    def _stat_sync(self, key: str) -> os.stat_result | None:
-        self._check_open()
-        try:
-            return os.lstat(self._path(key))
-        except FileNotFoundError:
-            self._missing()
-            return None
-        except OSError as exc:
-            raise translate(exc, self._directory) from exc
-
-    def _path(self, key: str) -> str:
-        return f"{self._directory.path}/{file_name(key)}"
-
-    def _missing(self) -> bool:
-        """False for a key that holds nothing; an error if it could not hold anything."""
-        if not os.path.isdir(self._directory.path):
-            raise self._directory.gone()
-        return False
-
     def _brief(self, count: int) -> bool:
         return count <= INLINE_OBJECTS and not self._directory.remote
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ConnectorClosedError(
-                f"{self!r} was closed", hint="make a new FileConnector, or close it later"
-            )
-
-
-def _go_on() -> None:
-    pass
 
 
 def _keep(_: object) -> None:

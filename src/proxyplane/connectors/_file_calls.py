@@ -1,0 +1,226 @@
+"""What a file connector does, as plain calls: they block the thread that makes them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from proxyplane._runtime.fork import on_fork
+from proxyplane.abc import Buffer, Frames
+from proxyplane.connectors._file_dir import Directory, default_directory
+from proxyplane.connectors._file_errors import translate
+from proxyplane.connectors._file_io import Publisher, file_name, identity, sweep
+from proxyplane.connectors._file_read import read
+from proxyplane.connectors._file_waiting import Registrations, Waiting, taken
+from proxyplane.connectors._inline import total, views
+from proxyplane.connectors._keys import KeyMaker
+from proxyplane.exceptions import ConfigError, ConnectorClosedError
+
+
+class FileCalls:
+    """The objects of one directory, put, read and evicted by calls that may block.
+
+    `proxyplane.FileConnector` adds what is awaited, and decides which of these calls run on the
+    event loop and which on a worker thread.
+    """
+
+    def _open_sync(self, path: str | None, *, make: bool) -> None:
+        if path is None:
+            path = default_directory()
+        if not path or "\0" in path or path.startswith("file:"):
+            raise ConfigError(
+                f"{path!r} is no path of a directory",
+                hint="leave it out to use the default one; a URL goes to FileConnector.from_url",
+            )
+        # POSIX gives two leading slashes a meaning that no system here uses.
+        self._directory = Directory("/" + os.path.abspath(path).lstrip("/"))
+        self._publisher = Publisher(self._directory)
+        self._registrations = Registrations(self._directory)
+        self._waiting = Waiting(self._directory, self._is_set_sync)
+        self._keys = KeyMaker()
+        self._chosen: dict[str, tuple[int, int]] = {}
+        self._swept = False
+        self._wrote = False
+        self._closed = False
+        self._to_clear = False
+        on_fork(self)
+        if make:
+            self._directory.make()
+        else:
+            self._directory.look()
+
+    def after_fork_in_child(self) -> None:
+        """What the parent wrote is the parent's to clear."""
+        self._chosen = {}
+        self._wrote = False
+
+    @property
+    def directory(self) -> str:
+        """Absolute path of the directory."""
+        return self._directory.path
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._directory.path!r})"
+
+    def put_sync(self, frames: Frames, *, key: str | None = None) -> str:
+        """Blocking twin of `put`."""
+        return self._put_sync(views(frames), key, go_on)
+
+    def get_sync(self, key: str, *, size: int | None = None) -> Buffer | None:
+        """Blocking twin of `get`."""
+        return self._get_sync(key, None)
+
+    def exists_sync(self, key: str) -> bool:
+        """Blocking twin of `exists`."""
+        return self._stat_sync(key) is not None
+
+    def evict_sync(self, key: str) -> bool:
+        """Blocking twin of `evict`."""
+        self._check_open()
+        return self._evict_sync(key)
+
+    def _clear(self) -> None:
+        try:
+            for key, wrote in list(self._chosen.items()):
+                path = self._path(key)
+                try:
+                    # Someone may have evicted it and put their own under the same key since.
+                    if identity(os.lstat(path)) == wrote:
+                        os.unlink(path)
+                except FileNotFoundError:
+                    pass
+            if self._wrote:
+                self._registrations.clear(self._keys.is_mine)
+                self._clear_mine()
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+        self._chosen.clear()
+
+    def _clear_mine(self) -> None:
+        try:
+            with os.scandir(self._directory.path) as entries:
+                mine = [entry.path for entry in entries if self._keys.is_mine(entry.name)]
+        except FileNotFoundError:
+            return
+        for path in mine:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+    def _put_sync(
+        self, bodies: list[memoryview], key: str | None, check: Callable[[], None]
+    ) -> str:
+        self._check_open()
+        if not self._swept:
+            self._swept = True
+            sweep(self._directory)
+        name = self._keys.new() if key is None else key
+        while True:
+            try:
+                if key is None:
+                    self._publisher.publish(name, bodies, unique=True, check=check)
+                    self._wrote = True
+                else:
+                    self._chosen[key] = self._publisher.publish(
+                        file_name(key), bodies, unique=False, check=check
+                    )
+                    # A put under a key that was registered is as good as its set.
+                    self._registrations.remove(key)
+                return name
+            except FileExistsError as exc:
+                raise taken(name, self._directory) from exc
+            except OSError as exc:
+                if exc.errno == errno.ENOENT and not os.path.isdir(self._directory.path):
+                    # Not made yet, or removed by hand; an error if that is impossible.
+                    self._directory.make()
+                    continue
+                raise translate(exc, self._directory, total(bodies)) from exc
+
+    def _new_key_sync(self) -> str:
+        self._check_open()
+        key = self._keys.new()
+        try:
+            self._registrations.make(key)
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+        self._wrote = True
+        return key
+
+    def _set_sync(self, bodies: list[memoryview], key: str, check: Callable[[], None]) -> None:
+        self._check_open()
+
+        def check_again() -> None:
+            check()
+            self._registrations.refuse_set(key)
+
+        try:
+            self._registrations.refuse_set(key)
+            wrote = self._publisher.publish(file_name(key), bodies, unique=False, check=check_again)
+            if not self._keys.is_mine(key):
+                self._chosen[key] = wrote
+            self._registrations.settle(key, wrote)
+        except FileExistsError as exc:
+            raise taken(key, self._directory) from exc
+        except OSError as exc:
+            raise translate(exc, self._directory, total(bodies)) from exc
+
+    def _is_set_sync(self, key: str) -> bool:
+        self._check_open()
+        try:
+            return self._registrations.is_set(key)
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+
+    def _get_sync(self, key: str, limit: int | None) -> Buffer | None:
+        self._check_open()
+        try:
+            return read(self._path(key), limit)
+        except FileNotFoundError:
+            self._missing()
+            return None
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+
+    def _evict_sync(self, key: str) -> bool:
+        # Also undoes a put whose caller was cancelled, and closed the connector since.
+        try:
+            self._registrations.remove(key)  # first: from here on no set can succeed
+            os.unlink(self._path(key))
+        except FileNotFoundError:
+            self._chosen.pop(key, None)
+            return self._missing()
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+        self._chosen.pop(key, None)
+        return True
+
+    def _stat_sync(self, key: str) -> os.stat_result | None:
+        self._check_open()
+        try:
+            return os.lstat(self._path(key))
+        except FileNotFoundError:
+            self._missing()
+            return None
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+
+    def _path(self, key: str) -> str:
+        return f"{self._directory.path}/{file_name(key)}"
+
+    def _missing(self) -> bool:
+        """False for a key that holds nothing; an error if it could not hold anything."""
+        if not os.path.isdir(self._directory.path):
+            raise self._directory.gone()
+        return False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConnectorClosedError(
+                f"{self!r} was closed", hint="make a new FileConnector, or close it later"
+            )
+
+
+def go_on() -> None:
+    """For a caller that nobody can cancel."""
