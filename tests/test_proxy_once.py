@@ -270,4 +270,4 @@ def _raises(kind: type[BaseException]) -> Callable[[], Any]:
 
 def _waiting() -> list[Any]:
     frames = sys._current_frames().values()
-    return [frame for frame in frames if "flights" in frame.f_code.co_filename]
+    return [frame for frame in frames if "flight" in frame.f_code.co_filename]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from proxyplane._forward import ClassCache
 from proxyplane._runtime import eager, flights
 from proxyplane._runtime.blocking import about_to_block
+from proxyplane._runtime.flight import Flight
 from proxyplane._runtime.window import Interest
 from proxyplane.cache import MISSING
 from proxyplane.exceptions import ProxyResolveError
@@ -311,7 +312,7 @@ def _source(proxy: Proxy[Any]) -> Any:
     return factory if isinstance(factory, StoreFactory) else CallableSource(factory)
 
 
-def _join(proxy: Proxy[Any], source: Any) -> flights.Flight | None:
+def _join(proxy: Proxy[Any], source: Any) -> Flight | None:
     key = source.flight_key
     return flights.join(
         id(proxy) if key is None else key,

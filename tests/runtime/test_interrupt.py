@@ -132,7 +132,7 @@ def test_at_every_line(run, works):
         f"""
         HERE = {works!r} == "here"
         files = tuple(sys.modules["proxyplane._runtime." + name].__file__
-                      for name in ("flights", "io_thread", "workers"))
+                      for name in ("cycles", "flight", "flights", "io_thread", "workers"))
         if HERE:
             Slow.get_sync = lambda self, key, *, size=None: self._entries()[key].body
             Slow.put_sync, Slow.exists_sync, Slow.evict_sync = (
