@@ -159,7 +159,7 @@ def _check_preamble(view: memoryview) -> int:
             reason="empty",
             hint="the writer was interrupted, or this is not what it wrote",
         )
-    start = bytes(view[: PREAMBLE.size])
+    start = view[: PREAMBLE.size].tobytes()
     if not MAGIC.startswith(start[:4]):
         raise SerializationError(
             f"foreign: not written by proxyplane; begins with {start[:4]!r}, not {MAGIC!r}",

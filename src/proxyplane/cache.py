@@ -66,6 +66,8 @@ class LRUCache:
 
     def get(self, key: str) -> Any:
         """The object of a key, from now on the one used last; `MISSING` when it is not here."""
+        if not self._entries:
+            return MISSING
         with self._lock:
             try:
                 self._entries.move_to_end(key)
@@ -84,6 +86,8 @@ class LRUCache:
                 may have been evicted in the meantime, and is not kept.
         """
         keep = self.max_items > 0 and self.max_bytes > 0 and size <= self.max_bytes
+        if not keep and not self._entries:
+            return
         entry = (obj, size)
         dropped: list[tuple[Any, int]] = []
         with self._lock:
