@@ -35,13 +35,13 @@ LAYERS = [
         "_runtime.per_loop",
         "_runtime.workers",
     ],
-    ["_urls", "_registry", "config", "cache"],
+    ["_policies", "_urls", "_registry", "config", "cache"],
     ["_codecs", "_cost", "_frames", "serialization"],
     ["connectors.*"],
     ["_runtime.*"],
     ["_forward", "_gather", "_operations", "_stores", "factory", "hints", "proxy"],
     ["failures", "future"],
-    ["_store_core", "store"],
+    ["_store_checks", "_store_core", "store"],
     ["registry"],
     ["sync"],
     ["__init__"],
@@ -52,6 +52,8 @@ LAYERS = [
 CONNECTORS_SEE = [
     "abc",
     "exceptions",
+    "_policies",
+    "_registry",
     "_urls",
     "_runtime",
     "_runtime.fork",
@@ -62,12 +64,12 @@ CONNECTORS_SEE = [
 ]
 
 EXPORTED = """
-    BlockingResolveWarning Connector DeferrableConnector Factory FileConnector LocalConnector Proxy
-    ProxyFuture ProxyLocker ProxyOr ProxyPlaneError ProxyResolveError RedisConnector RedisFactory
-    Serializer Store StoreConfig StoreFactory aevict aextract aresolve as_completed ato_proxy evict
-    exceptions extract gather get_factory get_key get_or_create_store get_store is_resolved prefetch
-    register_connector register_store resolve resolve_async set_default_store store_registration
-    sync to_proxy unregister_store wait
+    BlockingResolveWarning Connector DeferrableConnector Factory FileConnector LocalConnector
+    MultiConnector Proxy ProxyFuture ProxyLocker ProxyOr ProxyPlaneError ProxyResolveError
+    RedisConnector RedisFactory Serializer Store StoreConfig StoreFactory aevict aextract aresolve
+    as_completed ato_proxy evict exceptions extract gather get_factory get_key get_or_create_store
+    get_store is_resolved prefetch register_connector register_store resolve resolve_async
+    set_default_store store_registration sync to_proxy unregister_store wait
 """.split()
 
 

@@ -49,6 +49,7 @@ from proxyplane.store import Store as Store
 if TYPE_CHECKING:
     from proxyplane.connectors.file import FileConnector as FileConnector
     from proxyplane.connectors.local import LocalConnector as LocalConnector
+    from proxyplane.connectors.multi import MultiConnector as MultiConnector
     from proxyplane.connectors.redis import RedisConnector as RedisConnector
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 _CONNECTORS = {
     "FileConnector": "proxyplane.connectors.file",
     "LocalConnector": "proxyplane.connectors.local",
+    "MultiConnector": "proxyplane.connectors.multi",
     "RedisConnector": "proxyplane.connectors.redis",
 }
 

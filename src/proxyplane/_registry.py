@@ -29,6 +29,7 @@ _BUILT_IN = {
     "redis": "proxyplane.connectors.redis:RedisConnector",
     "rediss": "proxyplane.connectors.redis:RedisConnector",
     "unix": "proxyplane.connectors.redis:RedisConnector",
+    "multi": "proxyplane.connectors.multi:MultiConnector",
 }
 _registered: dict[str, type[Connector]] = {}
 _loaded: dict[str, type[Connector]] = {}

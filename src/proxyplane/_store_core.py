@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar, cast
 
 from proxyplane import _stores, serialization
 from proxyplane._operations import Known, Operation
 from proxyplane._runtime.source import decoding
+from proxyplane._store_checks import (
+    decoding_stalls,
+    is_proxiable,
+    require_key,
+    require_keys,
+    require_tags,
+)
 from proxyplane.abc import Buffer, Connector, DeferrableConnector, Serializer, SupportsSync
 from proxyplane.cache import MISSING, LRUCache
 from proxyplane.config import StoreConfig
 from proxyplane.exceptions import (
     FutureAlreadySet,
     KeyExistsError,
-    NonProxiableTypeError,
     ObjectLostError,
     StoreClosedError,
 )
@@ -102,9 +108,11 @@ class StoreCore:
 
     # -- operations -----------------------------------------------------------------------------
 
-    def putting(self, obj: Any, key: str | None, serializer: SerializerLike) -> Operation[str]:
+    def putting(
+        self, obj: Any, key: str | None, serializer: SerializerLike, tags: Collection[str] = ()
+    ) -> Operation[str]:
         """Stores an object; gives its key."""
-        return self._putting(obj, key, serializer, lambda key, size: key)
+        return self._putting(obj, key, serializer, tags, lambda key, size: key)
 
     def proxying(
         self,
@@ -115,14 +123,16 @@ class StoreCore:
         populate_target: bool,
         skip_nonproxiable: bool,
         eager: bool | None = None,
+        tags: Collection[str] = (),
     ) -> Operation[Any]:
         """Stores an object; gives a proxy of it."""
-        if not _is_proxiable(obj, skip_nonproxiable):
+        if not is_proxiable(obj, skip_nonproxiable):
             return Known(obj)
         return self._putting(
             obj,
             key,
             serializer,
+            tags,
             lambda key, size: self._make_proxy(obj, key, size, evict, eager, populate_target),
         )
 
@@ -131,11 +141,13 @@ class StoreCore:
         obj: Any,
         key: str | None,
         serializer: SerializerLike,
+        tags: Collection[str],
         result: Callable[[str, int], Any],
     ) -> Operation[Any]:
         self.require_open()
+        tagged = self._tagged(tags)
         if key is not None:
-            _require_key(key)
+            require_key(key)
         size = 0
 
         def prepare() -> list[Buffer]:
@@ -146,18 +158,18 @@ class StoreCore:
 
         return Operation(
             f"putting an object in {self!r}",
-            io=lambda frames: self.connector.put(frames, key=key),
-            io_here=self._here(lambda medium, frames: medium.put_sync(frames, key=key)),
+            io=lambda frames: self.connector.put(frames, key=key, **tagged),
+            io_here=None if tagged else self._here(lambda it, frames: it.put_sync(frames, key=key)),
             prepare=prepare,
             prepare_stalls=partial(self._encoding_stalls, obj),
             finish=lambda key: result(key, size),
         )
 
     def putting_batch(
-        self, objs: Sequence[Any], serializer: SerializerLike
+        self, objs: Sequence[Any], serializer: SerializerLike, tags: Collection[str] = ()
     ) -> Operation[list[str]]:
         """Stores many objects; gives their keys."""
-        return self._putting_batch(objs, serializer, lambda i, key, size: key)
+        return self._putting_batch(objs, serializer, tags, lambda i, key, size: key)
 
     def proxying_batch(
         self,
@@ -167,10 +179,11 @@ class StoreCore:
         populate_target: bool,
         skip_nonproxiable: bool,
         eager: bool | None = None,
+        tags: Collection[str] = (),
     ) -> Operation[list[Any]]:
         """Stores many objects; gives proxies in their places."""
         results = list(objs)
-        places = [i for i, obj in enumerate(results) if _is_proxiable(obj, skip_nonproxiable)]
+        places = [i for i, obj in enumerate(results) if is_proxiable(obj, skip_nonproxiable)]
 
         def result(i: int, key: str, size: int) -> None:
             place = places[i]
@@ -178,7 +191,7 @@ class StoreCore:
             results[place] = self._make_proxy(obj, key, size, evict, eager, populate_target)
 
         operation: Operation[Any] = self._putting_batch(
-            [results[i] for i in places], serializer, result
+            [results[i] for i in places], serializer, tags, result
         )
         return operation.then(lambda _: results)
 
@@ -186,9 +199,11 @@ class StoreCore:
         self,
         objs: Sequence[Any],
         serializer: SerializerLike,
+        tags: Collection[str],
         result: Callable[[int, str, int], Any],
     ) -> Operation[list[Any]]:
         self.require_open()
+        tagged = self._tagged(tags)
         objs = list(objs)  # any iterable, and as it is now
         sizes: list[int] = []
 
@@ -204,14 +219,14 @@ class StoreCore:
             f"putting {len(objs)} objects in {self!r}",
             prepare=prepare,
             prepare_stalls=partial(self._encoding_stalls, objs),
-            io=self.connector.put_batch,
+            io=lambda batch: self.connector.put_batch(batch, **tagged),
             finish=finish,
         )
 
     def getting(self, key: str, default: Any) -> Operation[Any]:
         """Gets an object, from the cache if it is there."""
         self.require_open()
-        _require_key(key)
+        require_key(key)
         found = self._cache.get(key)
         if found is not MISSING:
             return Known(found)
@@ -292,13 +307,13 @@ class StoreCore:
             io=lambda _: self.connector.get(key, size=size),
             io_here=self._here(lambda medium, _: medium.get_sync(key, size=size)),
             finish=finish,
-            finish_stalls=_decoding_stalls,
+            finish_stalls=decoding_stalls,
         )
 
     def getting_batch(self, keys: Sequence[str], default: Any) -> Operation[list[Any]]:
         """Gets many objects, from the cache where they are there."""
         self.require_open()
-        keys = _require_keys(keys)
+        keys = require_keys(keys)
         found = {key: self._cache.get(key) for key in keys}
         absent = [key for key, obj in found.items() if obj is MISSING]
         since = self._cache.drops
@@ -314,13 +329,13 @@ class StoreCore:
             f"getting {len(keys)} objects from {self!r}",
             io=lambda _: self.connector.get_batch(absent),
             finish=finish,
-            finish_stalls=lambda buffers: any(map(_decoding_stalls, buffers)),
+            finish_stalls=lambda buffers: any(map(decoding_stalls, buffers)),
         )
 
     def looking(self, key: str) -> Operation[bool]:
         """Whether the key holds an object, by the medium's word."""
         self.require_open()
-        _require_key(key)
+        require_key(key)
         return Operation(
             f"looking for {key!r} in {self!r}",
             io=lambda _: self.connector.exists(key),
@@ -330,7 +345,7 @@ class StoreCore:
     def evicting(self, key: str) -> Operation[bool]:
         """Removes an object; gives whether it was there."""
         self.require_open()
-        _require_key(key)
+        require_key(key)
         return Operation(
             f"evicting {key!r} from {self!r}",
             prepare=lambda: self._forget([key]),
@@ -342,7 +357,7 @@ class StoreCore:
     def evicting_batch(self, keys: Sequence[str]) -> Operation[list[bool]]:
         """Removes many objects; gives for each key whether it was there."""
         self.require_open()
-        keys = _require_keys(keys)
+        keys = require_keys(keys)
         return Operation(
             f"evicting {len(keys)} objects from {self!r}",
             prepare=lambda: self._forget(keys),
@@ -357,9 +372,12 @@ class StoreCore:
             self._cache.pop(key)
         return gone
 
-    def promising(self, kind: type | None, evict: bool) -> Operation[ProxyFuture[Any]]:
+    def promising(
+        self, kind: type | None, evict: bool, tags: Collection[str] = ()
+    ) -> Operation[ProxyFuture[Any]]:
         """Makes a key whose object comes later; gives the future of it."""
         medium = self._deferrable()
+        tagged = self._tagged(tags)
 
         def finish(key: str) -> ProxyFuture[Any]:
             factory: StoreFactory[Any] = StoreFactory(
@@ -368,7 +386,7 @@ class StoreCore:
             return ProxyFuture(factory, None if kind is None else type_name(kind))
 
         return Operation(
-            f"making a future in {self!r}", io=lambda _: medium.new_key(), finish=finish
+            f"making a future in {self!r}", io=lambda _: medium.new_key(**tagged), finish=finish
         )
 
     def setting(self, key: str, obj: Any, serializer: SerializerLike = None) -> Operation[None]:
@@ -414,6 +432,15 @@ class StoreCore:
             f"connectors that can: {', '.join(DEFERRABLE)}"
         )
 
+    def _tagged(self, tags: Collection[str]) -> dict[str, Any]:
+        """The tags of an object as an argument for the connector; none if there are no tags."""
+        if tags and not self.connector.takes_tags:
+            raise NotImplementedError(
+                f"{type(self.connector).__name__} has no use for tags; a MultiConnector chooses by "
+                "them among connectors"
+            )
+        return {"tags": require_tags(tags)} if tags else {}
+
     def _here(self, call: Callable[[SupportsSync, Any], Any]) -> Callable[[Any], Any] | None:
         """`call` with the medium's shortcut; None where it has none."""
         medium = self._shortcut
@@ -451,7 +478,7 @@ class StoreCore:
     def proxy_of_key(self, key: str, evict: bool, eager: bool | None = None) -> Proxy[Any]:
         """A proxy of whatever the key holds."""
         self.require_open()
-        _require_key(key)
+        require_key(key)
         return make_proxy(self.factory(key, evict, None, eager), NO_HINTS)
 
     def _make_proxy(
@@ -466,32 +493,3 @@ class StoreCore:
         # A proxy that has its target already would never make its claim.
         target = obj if populate_target and not evict else MISSING
         return make_proxy(self.factory(key, evict, size, eager), Hints.of(obj, size), target)
-
-
-def _require_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"a key is a string, not {type(key).__name__}: {key!r}")
-
-
-def _require_keys(keys: Sequence[str]) -> list[str]:
-    if isinstance(keys, str):
-        raise TypeError(f"expected a list of keys, not one string: {keys!r}")
-    keys = list(keys)
-    for key in keys:
-        _require_key(key)
-    return keys
-
-
-def _decoding_stalls(buffer: Buffer | None) -> bool:
-    return buffer is not None and serialization.needs_worker(buffer)
-
-
-def _is_proxiable(obj: object, skip: bool) -> bool:
-    if obj is not None and type(obj) is not bool:  # `isinstance` would ask a proxy's target
-        return True
-    if not skip:
-        raise NonProxiableTypeError(
-            f"{obj!r} cannot be behind a proxy: code compares it with `is`",
-            hint="pass it as it is, or use skip_nonproxiable=True",
-        )
-    return False

@@ -61,9 +61,12 @@ class Connector(ABC):
 
     Attributes:
         scheme: The URL scheme it is registered under, for example ``"redis"``.
+        takes_tags: Whether `put`, `put_batch` and, if it has that, `new_key` take ``tags=``, a
+            collection of strings by which it decides where an object goes.
     """
 
     scheme: ClassVar[str]
+    takes_tags: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

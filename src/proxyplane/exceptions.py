@@ -15,8 +15,10 @@ The tree (a second base in brackets keeps ``except`` clauses written for the bui
     │   ├── ConnectorUnavailableError        cannot be reached: refused, no such host, no permission
     │   ├── ConnectorLostError               it broke in the middle; the operation may have happened
     │   ├── KeyExistsError                   keys are write-once and this one is taken
+    │   ├── NoConnectorError                 none of several takes the object, or has the key
     │   ├── ObjectLostError                  the key is known, but its object is gone
     │   ├── ObjectTooLargeError              no such object can ever fit
+    │   ├── PartialBatchError                some connectors of several failed; see `.errors`
     │   ├── StoreFullError                   there is no room now
     │   └── WrongProcessError                the object lives in the memory of another process
     ├── FutureAlreadySet                     it has a result, an exception, or was cancelled
@@ -48,9 +50,11 @@ __all__ = [
     "FutureCancelled",
     "IOThreadError",
     "KeyExistsError",
+    "NoConnectorError",
     "NonProxiableTypeError",
     "ObjectLostError",
     "ObjectTooLargeError",
+    "PartialBatchError",
     "ProducerError",
     "ProxyPlaneError",
     "ProxyResolveCycleError",
@@ -132,12 +136,38 @@ class KeyExistsError(ConnectorError):
     """Keys are write-once and this one is taken; what it holds is unchanged."""
 
 
+class NoConnectorError(ConnectorError):
+    """No connector of a `MultiConnector` takes the object, or the key is of one it has not."""
+
+
 class ObjectLostError(ConnectorError):
     """The key is known to have held an object, and the object is gone."""
 
 
 class ObjectTooLargeError(ConnectorError):
     """The object exceeds what the medium can ever hold under one key."""
+
+
+class PartialBatchError(ConnectorError):
+    """A batch over several connectors failed in some of them.
+
+    Attributes:
+        errors: What each connector that failed raised, by its name.
+        there: What is known of the keys of the others: after evicting, whether there was an object;
+            after putting, True for what was stored and could not be taken back.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errors: dict[str, Exception] | None = None,
+        there: dict[str, bool] | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.errors = errors or {}
+        self.there = there or {}
 
 
 class StoreFullError(ConnectorError):

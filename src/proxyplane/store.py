@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn, TypeVar, overload
 
 from proxyplane import _stores, serialization
@@ -155,7 +155,12 @@ class Store(StoreCore):
     # -- objects --------------------------------------------------------------------------------
 
     async def put(
-        self, obj: Any, *, key: str | None = None, serializer: SerializerLike = None
+        self,
+        obj: Any,
+        *,
+        key: str | None = None,
+        serializer: SerializerLike = None,
+        tags: Collection[str] = (),
     ) -> str:
         """Stores an object and returns its key.
 
@@ -163,25 +168,32 @@ class Store(StoreCore):
             obj: Any object that pickle or cloudpickle can encode.
             key: A key of your own; by default a new unique one. Keys are write-once.
             serializer: A serialiser, or its id, for this object.
+            tags: Tags of the object, by which a `MultiConnector` decides where it goes.
 
         Raises:
             KeyExistsError: `key` is taken.
+            NoConnectorError: No connector of a `MultiConnector` takes the object.
+            NotImplementedError: There are tags, and the connector has no use for them.
             SerializationError: The object cannot be encoded.
             StoreFullError: There is no room.
             StoreClosedError: The store was closed.
             ConnectorError: The medium failed.
         """
-        return await self.putting(obj, key, serializer).perform()
+        return await self.putting(obj, key, serializer, tags).perform()
 
     async def put_batch(
-        self, objs: Sequence[Any], *, serializer: SerializerLike = None
+        self,
+        objs: Sequence[Any],
+        *,
+        serializer: SerializerLike = None,
+        tags: Collection[str] = (),
     ) -> list[str]:
         """Stores many objects, all or none, and returns their keys in order.
 
         Raises:
             As `put`.
         """
-        return await self.putting_batch(objs, serializer).perform()
+        return await self.putting_batch(objs, serializer, tags).perform()
 
     @overload
     async def get(self, key: str) -> Any | None: ...
@@ -250,6 +262,7 @@ class Store(StoreCore):
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
+        tags: Collection[str] = (),
     ) -> Proxy[T]:
         """Stores an object and returns a proxy of it.
 
@@ -265,13 +278,14 @@ class Store(StoreCore):
                 keeps the object in memory as long as the proxy lives.
             skip_nonproxiable: Return what cannot be proxied as it is, instead of raising (type
                 checkers then still see a proxy).
+            tags: As for `put`.
 
         Raises:
             NonProxiableTypeError: The object is None or a bool.
             As `put`.
         """
         proxying = self.proxying(
-            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager
+            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags
         )
         proxy: Proxy[T] = await proxying.perform()
         return proxy
@@ -285,6 +299,7 @@ class Store(StoreCore):
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
+        tags: Collection[str] = (),
     ) -> list[Proxy[T]]:
         """Stores many objects, all or none, and returns their proxies in order.
 
@@ -295,12 +310,13 @@ class Store(StoreCore):
             serializer: As for `proxy`.
             populate_target: As for `proxy`.
             skip_nonproxiable: As for `proxy`.
+            tags: As for `put`.
 
         Raises:
             As `proxy`.
         """
         return await self.proxying_batch(
-            objs, serializer, evict, populate_target, skip_nonproxiable, eager
+            objs, serializer, evict, populate_target, skip_nonproxiable, eager, tags
         ).perform()
 
     async def locked_proxy(
@@ -312,6 +328,7 @@ class Store(StoreCore):
         eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
+        tags: Collection[str] = (),
     ) -> ProxyLocker[T]:
         """As `proxy`, in a box that cannot be resolved by accident.
 
@@ -326,6 +343,7 @@ class Store(StoreCore):
                 eager=eager,
                 serializer=serializer,
                 populate_target=populate_target,
+                tags=tags,
             )
         )
 
@@ -343,7 +361,9 @@ class Store(StoreCore):
 
     # -- futures --------------------------------------------------------------------------------
 
-    async def future(self, *, type: type[T] | None = None, evict: bool = False) -> ProxyFuture[T]:
+    async def future(
+        self, *, type: type[T] | None = None, evict: bool = False, tags: Collection[str] = ()
+    ) -> ProxyFuture[T]:
         """Makes a future, whose result some process will set.
 
         Args:
@@ -351,13 +371,14 @@ class Store(StoreCore):
                 probes such as ``isinstance`` while they wait.
             evict: Whether the first use of the result removes it from the store. The future and
                 the proxies it gives in one process are one use.
+            tags: As for `put`.
 
         Raises:
             NotImplementedError: The connector cannot defer; the message names those that can.
             StoreClosedError: The store was closed.
             ConnectorError: The medium failed.
         """
-        return await self.promising(type, evict).perform()
+        return await self.promising(type, evict, tags).perform()
 
 
 _stores.make_store = Store.from_config

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar, overload
 
 from proxyplane import future as _future
@@ -130,13 +130,26 @@ class Store:
 
     # -- objects --------------------------------------------------------------------------------
 
-    def put(self, obj: Any, *, key: str | None = None, serializer: SerializerLike = None) -> str:
+    def put(
+        self,
+        obj: Any,
+        *,
+        key: str | None = None,
+        serializer: SerializerLike = None,
+        tags: Collection[str] = (),
+    ) -> str:
         """Blocking twin of `proxyplane.Store.put`."""
-        return self._do(self._store.putting(obj, key, serializer))
+        return self._do(self._store.putting(obj, key, serializer, tags))
 
-    def put_batch(self, objs: Sequence[Any], *, serializer: SerializerLike = None) -> list[str]:
+    def put_batch(
+        self,
+        objs: Sequence[Any],
+        *,
+        serializer: SerializerLike = None,
+        tags: Collection[str] = (),
+    ) -> list[str]:
         """Blocking twin of `proxyplane.Store.put_batch`."""
-        return self._do(self._store.putting_batch(objs, serializer))
+        return self._do(self._store.putting_batch(objs, serializer, tags))
 
     @overload
     def get(self, key: str) -> Any | None: ...
@@ -179,11 +192,12 @@ class Store:
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
+        tags: Collection[str] = (),
     ) -> Proxy[T]:
         """Blocking twin of `proxyplane.Store.proxy`."""
         return self._do(
             self._store.proxying(
-                obj, key, serializer, evict, populate_target, skip_nonproxiable, eager
+                obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags
             )
         )
 
@@ -196,11 +210,12 @@ class Store:
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
+        tags: Collection[str] = (),
     ) -> list[Proxy[T]]:
         """Blocking twin of `proxyplane.Store.proxy_batch`."""
         return self._do(
             self._store.proxying_batch(
-                objs, serializer, evict, populate_target, skip_nonproxiable, eager
+                objs, serializer, evict, populate_target, skip_nonproxiable, eager, tags
             )
         )
 
@@ -213,6 +228,7 @@ class Store:
         eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
+        tags: Collection[str] = (),
     ) -> ProxyLocker[T]:
         """Blocking twin of `proxyplane.Store.locked_proxy`."""
         return ProxyLocker(
@@ -223,6 +239,7 @@ class Store:
                 eager=eager,
                 serializer=serializer,
                 populate_target=populate_target,
+                tags=tags,
             )
         )
 
@@ -234,9 +251,11 @@ class Store:
 
     # -- futures --------------------------------------------------------------------------------
 
-    def future(self, *, type: type[T] | None = None, evict: bool = False) -> ProxyFuture[T]:
+    def future(
+        self, *, type: type[T] | None = None, evict: bool = False, tags: Collection[str] = ()
+    ) -> ProxyFuture[T]:
         """Blocking twin of `proxyplane.Store.future`."""
-        return self._do(self._store.promising(type, evict))
+        return self._do(self._store.promising(type, evict, tags))
 
 
 def get_store(name: str | Proxy[Any]) -> Store:

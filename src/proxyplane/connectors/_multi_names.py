@@ -1,0 +1,114 @@
+"""What stands under the keys that users choose for objects in a multi-connector.
+
+A connector is chosen by size, which a reader does not know. So all chosen keys are in one of them,
+the *home*, where each is taken once, with a small record: the object, or where it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Sequence
+
+from proxyplane.connectors._inline import total
+from proxyplane.connectors._multi_keys import HERE, Record, join, pointer, read_record, split
+from proxyplane.connectors._multi_parts import Parts, by_part, tagged
+from proxyplane.connectors._multi_tasks import all_or_raise, to_the_end
+from proxyplane.exceptions import (
+    ConnectorError,
+    ConnectorLostError,
+    KeyExistsError,
+    ProxyPlaneError,
+)
+
+RECORD_BYTES = 4096
+"""A larger object stands beside its record, which every look and every evict reads whole."""
+
+
+class Names:
+    """The chosen keys.
+
+    Args:
+        parts: The connectors.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def put(self, bodies: list[memoryview], key: str, tags: Collection[str]) -> None:
+        """Stores an object under a key, unless that is taken."""
+        parts = self._parts
+        part = parts.choose(total(bodies), tags)
+        home = await parts.open(parts.home)
+        if part is parts.home and total(bodies) <= RECORD_BYTES:
+            await home.put([*bodies, HERE], key=key)
+            return
+        if await home.exists(key):  # before the body is moved
+            raise taken(key)
+        connector = await parts.open(part)
+        inner = await connector.put(bodies, **tagged(connector, tags))
+
+        async def publish() -> None:
+            try:
+                await home.put(pointer(join(part.mark, inner)), key=key)
+            except ConnectorLostError:
+                # The record may stand there, or be on its way. An object that nobody finds is the
+                # lesser evil, beside a key that is taken by nothing.
+                raise
+            except BaseException:
+                with contextlib.suppress(ProxyPlaneError):
+                    await connector.evict(inner)
+                raise
+
+        await to_the_end(publish())
+
+    async def look(self, keys: Sequence[str]) -> list[Record | None]:
+        """What stands under keys.
+
+        Raises:
+            NoConnectorError: Nothing, and the key is one that an unknown connector made.
+            ConnectorError: Something that is no record.
+        """
+        home = await self._parts.open(self._parts.home)
+        records: list[Record | None] = []
+        for key, buffer in zip(keys, await home.get_batch(keys), strict=True):
+            record = None if buffer is None else read_record(buffer)
+            if buffer is None and split(key) is not None:
+                self._parts.require(key)
+            if buffer is not None and record is None:
+                raise ConnectorError(
+                    f"what the connector {self._parts.home.name!r} has under {key!r} was not put "
+                    "by a MultiConnector"
+                )
+            records.append(record)
+        return records
+
+    async def evict(self, keys: Sequence[str]) -> list[bool]:
+        """Removes records with their objects; goes on when its caller is cancelled."""
+        return await to_the_end(self._evict(keys))
+
+    async def _evict(self, keys: Sequence[str]) -> list[bool]:
+        records = await self.look(keys)
+        elsewhere = {
+            place: self._parts.require(record.key)
+            for place, record in enumerate(records)
+            if record is not None and record.body is None
+        }
+        opened = {part: await self._parts.open(part) for part in by_part(elsewhere)}
+        home = await self._parts.open(self._parts.home)
+        there = await home.evict_batch(keys)
+        # The record decides who was first; its object belongs to that one.
+        mine = {place: found for place, found in elsewhere.items() if there[place]}
+        if mine:
+            groups = by_part(mine).items()
+            await all_or_raise(
+                [opened[part].evict_batch(list(some.values())) for part, some in groups]
+            )
+        return there
+
+
+def taken(key: str) -> KeyExistsError:
+    """The error for a key that is taken."""
+    return KeyExistsError(
+        f"the key {key!r} is taken, and keys are write-once",
+        hint="choose another key, or evict it first",
+    )

@@ -1,0 +1,346 @@
+"""Several connectors behind one; policies choose among them for each object."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from proxyplane._policies import MULTI, Described, Policy, read_multi_url, read_table, table
+from proxyplane.abc import Buffer, Connector, DeferrableConnector, Frames
+from proxyplane.connectors._inline import total, views
+from proxyplane.connectors._multi_batch import evict_all, put_all
+from proxyplane.connectors._multi_keys import join
+from proxyplane.connectors._multi_names import Names, taken
+from proxyplane.connectors._multi_parts import Found, Part, Parts, by_part, tagged
+from proxyplane.connectors._multi_tasks import all_or_raise
+from proxyplane.exceptions import ConfigError, KeyExistsError, ObjectLostError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["MultiConnector", "Policy"]
+
+
+class MultiConnector(DeferrableConnector):
+    """Several connectors behind one, chosen for each object by their policies.
+
+    The key tells which connector has the object, so everything but a put goes straight there. Any
+    process that gets a proxy makes this connector from its URL, which describes all of them.
+
+    A connector that is given by its URL is *dormant*: it is made when an object needs it, and never
+    on a host that its policy keeps out. So are all of them in a process that got a proxy.
+
+    Under a key of your choice stands a small record, which names the object or is the object if
+    that is small. All records are in one connector: the first, by priority, that has no host
+    pattern and is no `LocalConnector`.
+
+    A future goes to the first connector that can defer and takes objects of any size, since the
+    size of its result is not known; else to the one that takes the largest.
+
+    Args:
+        connectors: By name: a connector or the URL of one, or a tuple of that and its `Policy`.
+            Names are 1 to 32 letters, digits, ``_``, ``.`` and ``-``. Closing this connector
+            closes them.
+
+    Raises:
+        ConfigError: There is none, or a name, URL or policy cannot be.
+    """
+
+    scheme: ClassVar[str] = MULTI
+    takes_tags: ClassVar[bool] = True
+
+    def __init__(
+        self, connectors: Mapping[str, Connector | str | tuple[Connector | str, Policy]]
+    ) -> None:
+        described: dict[str, Described] = {}
+        given: dict[str, Connector] = {}
+        for name, value in connectors.items():
+            one, policy = value if isinstance(value, tuple) else (value, Policy())
+            if not isinstance(policy, Policy) or not isinstance(one, str | Connector):
+                raise ConfigError(
+                    f"{name!r} of a MultiConnector is a connector or a URL, or a tuple of that and "
+                    f"a Policy, not {value!r}"
+                )
+            if isinstance(one, Connector):
+                given[name] = one
+            described[name] = Described(one if isinstance(one, str) else one.url, policy)
+        self._setup(Parts(described, given))
+
+    def _setup(self, parts: Parts) -> None:
+        self._parts = parts
+        self._names = Names(parts)
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Makes the connector that `url` describes; all connectors in it are dormant at first.
+
+        Args:
+            url: ``multi:NAME=URL;OPTION=VALUE&NAME=URL``; the options are those of `Policy`.
+
+        Raises:
+            ConfigError: It describes none; the message names the part.
+        """
+        connector = cls.__new__(cls)
+        connector._setup(Parts(read_multi_url(url), {}))
+        return connector
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Mapping[str, Any]]) -> Self:
+        """Makes the connector that a table of a TOML file describes.
+
+        Args:
+            table: By name, tables with a ``url`` and the options of `Policy`.
+
+        Raises:
+            ConfigError: It describes none; the message names the connector and the field.
+        """
+        connector = cls.__new__(cls)
+        connector._setup(Parts(read_table(table), {}))
+        return connector
+
+    @property
+    def url(self) -> str:
+        """``multi:`` and all connectors, with their URLs and policies."""
+        return self._parts.url
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """The inverse of `from_table`."""
+        return table(self._parts.described)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    # -- objects --------------------------------------------------------------------------------
+
+    async def put(
+        self, frames: Frames, *, key: str | None = None, tags: Collection[str] = ()
+    ) -> str:
+        """Stores one object in the first connector that takes it, and returns its key.
+
+        Args:
+            frames: The bytes of the object.
+            key: A key of your choice; by default a new unique one.
+            tags: Tags of the object.
+
+        Raises:
+            NoConnectorError: No connector takes it; the message says why for each.
+            KeyExistsError: `key` is taken.
+            ConnectorError: What the connector raises.
+        """
+        self._parts.check_open()
+        bodies = views(frames)
+        if key is None:
+            part = self._parts.choose(total(bodies), tags)
+            connector = await self._parts.open(part)
+            return join(part.mark, await connector.put(bodies, **tagged(connector, tags)))
+        found = self._parts.find(key)
+        if found is None:
+            await self._names.put(bodies, key, tags)
+            return key
+        # One that was made here before, and may be free again: it says where.
+        connector = await self._parts.open(found[0])
+        try:
+            await connector.put(bodies, key=found[1])
+        except KeyExistsError as error:
+            raise taken(key) from error
+        return key
+
+    async def get(self, key: str, *, size: int | None = None) -> Buffer | None:
+        """Reads one object; None when the key holds nothing.
+
+        Args:
+            key: The key that `put` returned.
+            size: As for `Connector.get`.
+
+        Raises:
+            NoConnectorError: The key is of a connector that is none of these.
+            ConnectorUnavailableError: It is of one that this host may not use.
+            ConnectorError: What the connector raises.
+        """
+        (found,) = await self._look([key])
+        if not isinstance(found, tuple):
+            return found
+        connector = await self._parts.open(found[0])
+        return await connector.get(found[1], size=size)
+
+    async def exists(self, key: str) -> bool:
+        """Whether the key holds an object now; raises what `get` raises."""
+        (found,) = await self._look([key])
+        if not isinstance(found, tuple):
+            return found is not None
+        connector = await self._parts.open(found[0])
+        return await connector.exists(found[1])
+
+    async def evict(self, key: str) -> bool:
+        """Removes an object and returns whether it was there; raises what `get` raises."""
+        self._parts.check_open()
+        found = self._parts.find(key)
+        if found is None:
+            (there,) = await self._names.evict([key])
+            return there
+        connector = await self._parts.open(found[0])
+        return await connector.evict(found[1])
+
+    async def _look(self, keys: Sequence[str]) -> list[Found | Buffer | None]:
+        """Where objects are; an object itself, if it stands under the key that was chosen."""
+        self._parts.check_open()
+        found, chosen = self._parts.find_all(keys)
+        all_found: list[Found | Buffer | None] = [found.get(place) for place in range(len(keys))]
+        if chosen:
+            records = await self._names.look([keys[place] for place in chosen])
+            for place, record in zip(chosen, records, strict=True):
+                if record is not None:
+                    here = record.body
+                    all_found[place] = self._parts.require(record.key) if here is None else here
+        return all_found
+
+    # -- many objects ---------------------------------------------------------------------------
+
+    async def put_batch(self, batch: Sequence[Frames], *, tags: Collection[str] = ()) -> list[str]:
+        """Stores many objects, all or none, in all connectors at once; returns the keys in order.
+
+        Args:
+            batch: The bytes of each object.
+            tags: Tags of all of them.
+
+        Raises:
+            NoConnectorError: No connector takes one of them; nothing was stored.
+            PartialBatchError: A connector failed, and not all that others had stored could be
+                taken back.
+            ConnectorError: What a connector raises; nothing was stored.
+        """
+        self._parts.check_open()
+        objects = [views(frames) for frames in batch]
+        places: dict[Part, list[int]] = {}
+        for place, bodies in enumerate(objects):
+            places.setdefault(self._parts.choose(total(bodies), tags), []).append(place)
+        if not places:
+            return []
+        groups = {
+            part: (await self._parts.open(part), [objects[place] for place in some])
+            for part, some in places.items()
+        }
+        keys: dict[int, str] = {}
+        for part, inner in (await put_all(groups, tags)).items():
+            keys.update(zip(places[part], (join(part.mark, one) for one in inner), strict=True))
+        return [keys[place] for place in range(len(objects))]
+
+    async def get_batch(
+        self, keys: Sequence[str], *, sizes: Sequence[int | None] | None = None
+    ) -> list[Buffer | None]:
+        """Reads many objects, in the order of the keys, from all connectors at once.
+
+        Raises:
+            As `get`.
+        """
+        hints = [None] * len(keys) if sizes is None else list(sizes)
+        found = await self._look(keys)
+        bodies = [None if isinstance(one, tuple) else one for one in found]
+
+        async def read(connector: Connector, some: Mapping[int, str]) -> None:
+            got = await connector.get_batch(
+                list(some.values()), sizes=[hints[place] for place in some]
+            )
+            for place, body in zip(some, got, strict=True):
+                bodies[place] = body
+
+        groups = by_part({i: one for i, one in enumerate(found) if isinstance(one, tuple)})
+        opened = [(await self._parts.open(part), some) for part, some in groups.items()]
+        await all_or_raise([read(connector, some) for connector, some in opened])
+        return bodies
+
+    async def evict_batch(self, keys: Sequence[str]) -> list[bool]:
+        """Evicts many objects, in all connectors at once; tells for each key if it was there.
+
+        Raises:
+            PartialBatchError: Some connectors failed, and others did not; it tells what is known.
+            ConnectorError: All failed; or one is not to be used here, and nothing was evicted.
+        """
+        self._parts.check_open()
+        found, chosen = self._parts.find_all(keys)
+        groups = by_part(found)
+        opened = {part: await self._parts.open(part) for part in groups}
+        calls: dict[str, tuple[Coroutine[Any, Any, list[bool]], Mapping[int, str]]] = {}
+        if chosen:
+            names = {place: keys[place] for place in chosen}
+            calls["chosen keys"] = self._names.evict(list(names.values())), names
+        for part, some in groups.items():
+            evicting = opened[part].evict_batch(list(some.values()))
+            calls[part.name] = evicting, {place: keys[place] for place in some}
+        there = await evict_all(calls)
+        return [there[place] for place in range(len(keys))]
+
+    # -- objects that come later ----------------------------------------------------------------
+
+    async def new_key(self, *, tags: Collection[str] = ()) -> str:
+        """Registers a key whose object will come later, and returns it.
+
+        Args:
+            tags: Tags of the object.
+
+        Raises:
+            NotImplementedError: None of the connectors can defer.
+            NoConnectorError: None of those that can takes it; the message says why for each.
+            ConnectorError: What the connector raises.
+        """
+        self._parts.check_open()
+        part = await self._parts.choose_deferrable(tags)
+        connector = await self._parts.open(part)
+        assert isinstance(connector, DeferrableConnector)
+        return join(part.mark, await connector.new_key(**tagged(connector, tags)))
+
+    async def set(self, key: str, frames: Frames) -> None:
+        """Stores the object of a key made by `new_key`, in the connector that was chosen then.
+
+        Raises:
+            KeyExistsError: It was set before.
+            ObjectLostError: The connector no longer knows the key.
+            ConnectorError: What the connector raises.
+        """
+        bodies = views(frames)
+        registered = await self._registered(key)
+        if registered is None:
+            raise taken(key)
+        connector, inner = registered
+        await connector.set(inner, bodies)
+
+    async def wait(self, key: str, timeout: float | None = None) -> None:
+        """Returns when `key` holds an object; see `DeferrableConnector.wait`.
+
+        Raises:
+            TimeoutError: The object did not come in time.
+            ObjectLostError: The connector no longer knows the key.
+            ConnectorError: What the connector raises.
+        """
+        registered = await self._registered(key)
+        if registered is not None:
+            connector, inner = registered
+            await connector.wait(inner, timeout)
+
+    async def _registered(self, key: str) -> tuple[DeferrableConnector, str] | None:
+        """Where the object of a registered key is to come; None for another key that is taken."""
+        self._parts.check_open()
+        found = self._parts.find(key)
+        if found is not None:
+            connector = await self._parts.open(found[0])
+            if isinstance(connector, DeferrableConnector):
+                return connector, found[1]
+        if await self.exists(key):
+            return None
+        raise ObjectLostError(
+            f"the key {key!r} holds no object and is not registered to get one",
+            hint="only keys that new_key() made can be set, or waited for",
+        )
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def aclose(self, *, clear: bool = False) -> None:
+        """Closes the connectors that are open; dormant ones stay so.
+
+        Args:
+            clear: Also evict what was put through this instance, and nothing else.
+
+        Raises:
+            ConnectorError: One could not be cleared; the others are closed all the same.
+        """
+        await self._parts.aclose(clear)

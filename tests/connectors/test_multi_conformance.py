@@ -1,0 +1,158 @@
+"""A multi-connector passes the public suite, whatever stands behind it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+
+import pytest
+from redis import Redis
+
+from proxyplane.connectors._file_dir import UNPUBLISHED
+from proxyplane.connectors._file_io import file_name
+from proxyplane.connectors._multi_keys import HERE, read_record, split
+from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.local import LocalConnector, _Entry
+from proxyplane.connectors.multi import MultiConnector, Policy
+from proxyplane.connectors.redis import RedisConnector
+from proxyplane.testing import ConnectorTests
+
+SMALL = 1000
+_numbers = itertools.count()
+
+
+class Multi(ConnectorTests):
+    """Reaches the media: `small_` and `large_` are those of the two connectors.
+
+    Subclasses say how to `get`, `write`, `delete` and `count` in each, by inner key.
+    """
+
+    home: str
+    """The one that has the chosen keys."""
+
+    def read_raw(self, key):
+        found = split(key)
+        if found is None:
+            data = getattr(self, f"{self.home}_get")(key)
+            record = None if data is None else read_record(data)
+            if record is None or record.body is not None:
+                return None if record is None else bytes(record.body)
+            found = split(record.key)
+        name = next(one for one in ("small", "large") if self.marks[one] == found[0])
+        return getattr(self, f"{name}_get")(found[1])
+
+    def write_raw(self, key, data):
+        getattr(self, f"{self.home}_write")(key, data + HERE)
+
+    def delete_raw(self, key):
+        mark, inner = split(key)
+        name = next(one for one in ("small", "large") if self.marks[one] == mark)
+        getattr(self, f"{name}_delete")(inner)
+
+    def count_raw(self):
+        return self.small_count() + self.large_count()
+
+    def make(self, small, large):
+        made = MultiConnector({"small": (small, Policy(max_bytes=SMALL)), "large": large})
+        self.marks = {part.name: part.mark for part in made._parts._ranked}
+        return made
+
+
+class _Files:
+    """The large ones are files."""
+
+    def open_files(self, tmp_path):
+        self.directory = tmp_path / "objects"
+        return FileConnector(self.directory)
+
+    def large_get(self, key):
+        try:
+            return (self.directory / file_name(key)).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def large_write(self, key, data):
+        (self.directory / file_name(key)).write_bytes(data)
+
+    def large_delete(self, key):
+        (self.directory / file_name(key)).unlink()
+
+    def large_count(self):
+        return len({*os.listdir(self.directory)} - {UNPUBLISHED})
+
+    def spoil_files(self):
+        shutil.rmtree(self.directory)
+        self.directory.write_bytes(b"not a directory any more")
+
+
+class TestLocalAndFile(_Files, Multi):
+    process_local = True
+    home = "large"
+
+    @pytest.fixture
+    def connector(self, tmp_path):
+        made = LocalConnector()
+        self.entries = made._medium.entries
+        return self.make(made, self.open_files(tmp_path))
+
+    def small_get(self, key):
+        entry = self.entries.get(key)
+        return None if entry is None else bytes(entry.body)
+
+    def small_write(self, key, data):
+        self.entries[key] = _Entry(object(), memoryview(data))
+
+    def small_delete(self, key):
+        del self.entries[key]
+
+    def small_count(self):
+        return len(self.entries)
+
+
+class TestRedisAndFile(_Files, Multi):
+    home = "small"
+
+    @pytest.fixture
+    def connector(self, request, redis_server, tmp_path):
+        if request.node.name == "test_a_broken_medium_is_a_connector_error":
+            redis_server = request.getfixturevalue("own_redis_server")()
+        self.server = redis_server
+        self.namespace = f"multi-{next(_numbers)}"
+        with Redis(unix_socket_path=redis_server.socket_path) as self.client:
+            small = RedisConnector(redis_server.url, namespace=self.namespace)
+            yield self.make(small, self.open_files(tmp_path))
+
+    def name(self, key):
+        return f"{self.namespace}:{key}".encode()
+
+    def small_get(self, key):
+        return self.client.get(self.name(key))
+
+    def small_write(self, key, data):
+        self.client.set(self.name(key), data)
+
+    def small_delete(self, key):
+        self.client.delete(self.name(key))
+
+    def small_count(self):
+        return len(self.client.keys(self.name("*")))
+
+    def break_medium(self):
+        self.server.kill()
+        self.spoil_files()
+
+
+class TestDormant(TestRedisAndFile):
+    """As another process has it: no connector was made yet."""
+
+    @pytest.fixture
+    def connector(self, request, redis_server, tmp_path):
+        if request.node.name == "test_a_broken_medium_is_a_connector_error":
+            redis_server = request.getfixturevalue("own_redis_server")()
+        self.server = redis_server
+        self.namespace = f"multi-{next(_numbers)}"
+        with Redis(unix_socket_path=redis_server.socket_path) as self.client:
+            files = self.open_files(tmp_path)
+            small = RedisConnector(redis_server.url, namespace=self.namespace)
+            yield MultiConnector.from_url(self.make(small, files).url)
