@@ -39,7 +39,7 @@ class Operation(Generic[R]):
     """One operation of a store.
 
     Attributes:
-        what: What it does, for messages.
+        what: What it does, for messages; or what makes that text, where most calls need none.
         io: Does the I/O with what `prepare` returned.
         io_here: Does the same in the calling thread, where the medium can; else None.
         prepare: Makes the request for `io`.
@@ -48,7 +48,7 @@ class Operation(Generic[R]):
         finish_stalls: Whether that takes too long for the thread of a running loop.
     """
 
-    what: str
+    what: str | Callable[[], str]
     io: Callable[[Any], Coroutine[Any, Any, Any]]
     io_here: Callable[[Any], Any] | None = None
     prepare: Callable[[], Any] = _nothing
@@ -83,8 +83,12 @@ class Operation(Generic[R]):
         Raises:
             BlockingCallError: The policy forbids it, or this is the library's own loop thread.
         """
-        about_to_block(lambda: self.what, policy)
+        about_to_block(self.describe, policy)
         return self.work()
+
+    def describe(self) -> str:
+        """What it does."""
+        return self.what if isinstance(self.what, str) else self.what()
 
     def work(self) -> R:
         """Performs it in this thread, whatever the policy."""

@@ -157,7 +157,7 @@ class StoreCore:
             return frames
 
         return Operation(
-            f"putting an object in {self!r}",
+            lambda: f"putting an object in {self!r}",
             io=lambda frames: self.connector.put(frames, key=key, **tagged),
             io_here=None if tagged else self._here(lambda it, frames: it.put_sync(frames, key=key)),
             prepare=prepare,
@@ -303,7 +303,7 @@ class StoreCore:
             return absent() if buffer is None else self._decode(key, buffer, since, cache)
 
         return Operation(
-            f"getting {key!r} from {self!r}",
+            lambda: f"getting {key!r} from {self!r}",
             io=lambda _: self.connector.get(key, size=size),
             io_here=self._here(lambda medium, _: medium.get_sync(key, size=size)),
             finish=finish,
@@ -347,7 +347,7 @@ class StoreCore:
         self.require_open()
         require_key(key)
         return Operation(
-            f"evicting {key!r} from {self!r}",
+            lambda: f"evicting {key!r} from {self!r}",
             prepare=lambda: self._forget([key]),
             io=lambda _: self.connector.evict(key),
             io_here=self._here(lambda medium, _: medium.evict_sync(key)),
