@@ -53,6 +53,7 @@ LAYERS = [
         "proxy",
     ],
     ["failures", "future"],
+    ["_evictions", "_references", "_stakes", "ownership", "scopes"],
     ["_store_checks", "_store_core", "store"],
     ["registry"],
     ["sync"],
@@ -77,11 +78,12 @@ CONNECTORS_SEE = [
 
 EXPORTED = """
     BlockingResolveWarning Connector DeferrableConnector Factory FileConnector LocalConnector
-    MultiConnector Proxy ProxyFuture ProxyLocker ProxyOr ProxyPlaneError ProxyResolveError
-    RedisConnector RedisFactory Serializer Store StoreConfig StoreFactory aevict aextract aresolve
-    as_completed ato_proxy evict exceptions extract gather get_factory get_key get_or_create_store
-    get_store is_resolved prefetch register_connector register_store resolve resolve_async
-    set_default_store store_registration sync to_proxy unregister_store wait
+    MultiConnector OwnedProxy Proxy ProxyFuture ProxyLocker ProxyOr ProxyPlaneError
+    ProxyResolveError RedisConnector RedisFactory RefMutProxy RefProxy Serializer Store StoreConfig
+    StoreFactory aclone adrop aevict aextract aresolve as_completed ato_proxy aupdate borrow clone
+    drop evict exceptions extract gather get_factory get_key get_or_create_store get_store
+    into_owned is_resolved mut_borrow prefetch register_connector register_store resolve
+    resolve_async set_default_store store_registration sync to_proxy unregister_store update wait
 """.split()
 
 

@@ -51,6 +51,18 @@ if TYPE_CHECKING:
     from proxyplane.connectors.local import LocalConnector as LocalConnector
     from proxyplane.connectors.multi import MultiConnector as MultiConnector
     from proxyplane.connectors.redis import RedisConnector as RedisConnector
+    from proxyplane.ownership import OwnedProxy as OwnedProxy
+    from proxyplane.ownership import RefMutProxy as RefMutProxy
+    from proxyplane.ownership import RefProxy as RefProxy
+    from proxyplane.ownership import aclone as aclone
+    from proxyplane.ownership import adrop as adrop
+    from proxyplane.ownership import aupdate as aupdate
+    from proxyplane.ownership import borrow as borrow
+    from proxyplane.ownership import clone as clone
+    from proxyplane.ownership import drop as drop
+    from proxyplane.ownership import into_owned as into_owned
+    from proxyplane.ownership import mut_borrow as mut_borrow
+    from proxyplane.ownership import update as update
 
 __version__ = "0.1.0"
 
@@ -61,6 +73,18 @@ _CONNECTORS = {
     "LocalConnector": "proxyplane.connectors.local",
     "MultiConnector": "proxyplane.connectors.multi",
     "RedisConnector": "proxyplane.connectors.redis",
+    "OwnedProxy": "proxyplane.ownership",
+    "RefMutProxy": "proxyplane.ownership",
+    "RefProxy": "proxyplane.ownership",
+    "aclone": "proxyplane.ownership",
+    "adrop": "proxyplane.ownership",
+    "aupdate": "proxyplane.ownership",
+    "borrow": "proxyplane.ownership",
+    "clone": "proxyplane.ownership",
+    "drop": "proxyplane.ownership",
+    "into_owned": "proxyplane.ownership",
+    "mut_borrow": "proxyplane.ownership",
+    "update": "proxyplane.ownership",
 }
 
 

@@ -24,6 +24,11 @@ The tree (a second base in brackets keeps ``except`` clauses written for the bui
     ├── FutureAlreadySet                     it has a result, an exception, or was cancelled
     ├── FutureCancelled                      no result will come: the producer gave up
     ├── ProducerError                        it failed with an exception that cannot be rebuilt here
+    ├── OwnershipError [RuntimeError]        one owner; many readers or one writer
+    │   ├── AlreadyOwnedError [ValueError]   the object has an owner, or the proxy is a reference
+    │   ├── MutableBorrowError               it is lent, and what was asked for excludes that
+    │   ├── ReferenceInvalidError            [ProxyResolveError] moved, or its time is over
+    │   └── ReferenceNotOwnedError           only an owner may do this
     ├── SerializationError                   bytes that are no object, or an object that is no bytes
     ├── ProxyResolveError                    the target of a proxy could not be had; see `.cause`
     │   ├── ProxyResolveMissingKeyError      its key is not in the store
@@ -39,6 +44,7 @@ from __future__ import annotations
 from typing import Literal
 
 __all__ = [
+    "AlreadyOwnedError",
     "BlockingCallError",
     "BlockingResolveWarning",
     "ConfigError",
@@ -51,15 +57,19 @@ __all__ = [
     "IOThreadError",
     "KeyExistsError",
     "NoConnectorError",
+    "MutableBorrowError",
     "NonProxiableTypeError",
     "ObjectLostError",
     "ObjectTooLargeError",
+    "OwnershipError",
     "PartialBatchError",
     "ProducerError",
     "ProxyPlaneError",
     "ProxyResolveCycleError",
     "ProxyResolveError",
     "ProxyResolveMissingKeyError",
+    "ReferenceInvalidError",
+    "ReferenceNotOwnedError",
     "SerializationError",
     "StoreClosedError",
     "StoreError",
@@ -255,6 +265,26 @@ class ProxyResolveMissingKeyError(ProxyResolveError):
 
 class ProxyResolveCycleError(ProxyResolveError):
     """Two decoders wait for each other's object, which would never end."""
+
+
+class OwnershipError(ProxyPlaneError, RuntimeError):
+    """Against the rules of ownership: one owner, and at any time many readers or one writer."""
+
+
+class AlreadyOwnedError(OwnershipError, ValueError):
+    """The object has an owner in this process, or the proxy is itself an owner or a borrow."""
+
+
+class MutableBorrowError(OwnershipError):
+    """The object is lent, and what was asked for needs it alone, or it is lent to a writer."""
+
+
+class ReferenceNotOwnedError(OwnershipError):
+    """Only an owner may do this: the proxy is none, or owns nothing in this process."""
+
+
+class ReferenceInvalidError(OwnershipError, ProxyResolveError):
+    """The owner or borrow cannot be used any more: it was moved elsewhere, or its time is over."""
 
 
 class BlockingCallError(ProxyPlaneError, RuntimeError):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from proxyplane import _stores, serialization
+from proxyplane._operations import Operation
 from proxyplane._store_core import SerializerLike, StoreCore
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import OnBlocking, StoreConfig, connector_from_url
 from proxyplane.exceptions import ConfigError
 from proxyplane.future import ProxyFuture
 from proxyplane.proxy import Proxy, ProxyLocker
+
+if TYPE_CHECKING:
+    from proxyplane.ownership import OwnedProxy
 
 __all__ = ["Store"]
 
@@ -346,6 +350,41 @@ class Store(StoreCore):
                 tags=tags,
             )
         )
+
+    async def owned_proxy(
+        self,
+        obj: T,
+        *,
+        serializer: SerializerLike = None,
+        populate_target: bool = True,
+        skip_nonproxiable: bool = False,
+    ) -> OwnedProxy[T]:
+        """Stores an object and returns its owner: when that is gone, the object is evicted.
+
+        Args:
+            obj: As for `proxy`.
+            serializer: As for `proxy`.
+            populate_target: As for `proxy`.
+            skip_nonproxiable: As for `proxy`.
+
+        Raises:
+            As `proxy`.
+        """
+        owning = self.owning(obj, serializer, populate_target, skip_nonproxiable)
+        owner: OwnedProxy[T] = await owning.perform()
+        return owner
+
+    def owning(
+        self,
+        obj: Any,
+        serializer: SerializerLike,
+        populate_target: bool,
+        skip_nonproxiable: bool,
+    ) -> Operation[Any]:
+        """Stores an object; gives its owner."""
+        from proxyplane.ownership import owning  # not all who have a store need it
+
+        return owning(self, obj, serializer, populate_target, skip_nonproxiable)
 
     def proxy_from_key(
         self, key: str, *, evict: bool = False, eager: bool | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from proxyplane import future as _future
 from proxyplane import registry
@@ -24,6 +24,9 @@ from proxyplane.config import OnBlocking, StoreConfig
 from proxyplane.future import ProxyFuture, ReturnWhen
 from proxyplane.proxy import Proxy, ProxyLocker, evict, extract, resolve
 from proxyplane.registry import to_proxy
+
+if TYPE_CHECKING:
+    from proxyplane.ownership import OwnedProxy
 
 __all__ = [
     "Store",
@@ -242,6 +245,17 @@ class Store:
                 tags=tags,
             )
         )
+
+    def owned_proxy(
+        self,
+        obj: T,
+        *,
+        serializer: SerializerLike = None,
+        populate_target: bool = True,
+        skip_nonproxiable: bool = False,
+    ) -> OwnedProxy[T]:
+        """Blocking twin of `proxyplane.Store.owned_proxy`."""
+        return self._do(self._store.owning(obj, serializer, populate_target, skip_nonproxiable))
 
     def proxy_from_key(
         self, key: str, *, evict: bool = False, eager: bool | None = None
