@@ -172,6 +172,15 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": None})
 
 
+@nox.session(python=OLDEST, default=False, requires=["build"])
+def large(session: nox.Session) -> None:
+    """Objects of gigabytes; a test that has too little memory or disk says so and is skipped."""
+    install(session, "test", f"proxyplane[demo,uvloop] @ {the_wheel().as_uri()}")
+    session.install("--force-reinstall", "--no-deps", str(the_wheel()))
+    environment = {"PYTHONPATH": None, "PROXYPLANE_TEST_LARGE": "1"}
+    session.run("python", "-m", "pytest", "tests/large", *session.posargs, env=environment)
+
+
 @nox.session(python=False)
 def report(session: nox.Session) -> None:
     """Which Pythons were found and what ran on each; fails if one is missing."""
