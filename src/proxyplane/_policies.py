@@ -8,7 +8,7 @@ A line, here broken in two, and the same as a table, as a TOML file gives it::
     {"small": {"url": "redis://localhost:6379/0", "priority": 1, "max_bytes": 100000},
      "large": {"url": "file:///data/objects"}}
 
-In the line ``% & ; , #`` are percent-encoded within a URL or a value.
+In the line ``% & ; , # @`` are percent-encoded within a URL or a value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from proxyplane._urls import bad, check_connector_url
+from proxyplane._urls import bad, check_connector_url, redact
 from proxyplane.exceptions import ConfigError
 
 __all__ = ["MULTI", "Described", "Policy", "multi_url", "read_multi_url", "read_table", "table"]
@@ -231,6 +231,10 @@ def _read_option(what: str, text: str) -> Any:
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise bad("the name of a connector", name, "1 to 32 letters, digits and any of _ . -")
+    if redact(f"?{name}=x") != f"?{name}=x":
+        raise ConfigError(
+            f"a connector named {name!r} looks like a secret in a URL", hint="choose another name"
+        )
 
 
 def _texts(field: str, values: object) -> list[str]:
@@ -253,7 +257,8 @@ def _listed(tags: Iterable[str]) -> str:
 def _quote(text: str) -> str:
     from urllib.parse import quote  # on first use: it imports much that nothing else needs
 
-    return quote(text, safe="/:?=@[]()*+!$~", errors="surrogatepass")
+    # An "@" is quoted too: after the port of another connector it would look like a password's end.
+    return quote(text, safe="/:?=[]()*+!$~", errors="surrogatepass")
 
 
 def _unquote(text: str) -> str:

@@ -52,14 +52,21 @@ class MultiConnector(DeferrableConnector):
     def __init__(
         self, connectors: Mapping[str, Connector | str | tuple[Connector | str, Policy]]
     ) -> None:
+        if not isinstance(connectors, Mapping):
+            raise ConfigError(
+                f"a MultiConnector takes connectors by name, not {type(connectors).__name__}",
+                hint="for example MultiConnector({'files': FileConnector(), 'redis': 'redis://h'})",
+            )
         described: dict[str, Described] = {}
         given: dict[str, Connector] = {}
         for name, value in connectors.items():
-            one, policy = value if isinstance(value, tuple) else (value, Policy())
+            pair = value if isinstance(value, tuple) and len(value) == 2 else (value, Policy())
+            one, policy = pair
             if not isinstance(policy, Policy) or not isinstance(one, str | Connector):
+                # Not repeated: it may hold a password.
                 raise ConfigError(
-                    f"{name!r} of a MultiConnector is a connector or a URL, or a tuple of that and "
-                    f"a Policy, not {value!r}"
+                    f"{name!r} of a MultiConnector is neither a connector nor a URL, nor a tuple "
+                    "of one of these and a Policy"
                 )
             if isinstance(one, Connector):
                 given[name] = one
