@@ -311,7 +311,7 @@ class TestErrors:
             del p
             assert ref() is None
             starter.settle()
-            assert interests() == before
+            assert interests() <= before  # one of an earlier test may have gone meanwhile
         finally:
             gc.enable()
 

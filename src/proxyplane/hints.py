@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 import types
@@ -101,9 +102,10 @@ class Hints:
 
     def target_type(self) -> type | None:
         """The target's type, if its module is imported in this process."""
-        if self._type is None and self.type_name is not None:
-            self._type = _find_type(self.type_name)
-        return self._type
+        kind = self._type
+        if kind is None and self.type_name is not None:
+            kind = self._type = _find_type(self.type_name)
+        return kind
 
     def type_for(self, asking: types.FrameType, own: type) -> type | None:
         """The type that code is told which asks for the class of an unresolved proxy.
@@ -200,11 +202,20 @@ def type_name(kind: type) -> str | None:
 
 def _find_type(name: str) -> type | None:
     """The type of a name, if it is imported; runs no code of its module."""
-    module_name, _, qualname = name.partition(":")
+    module_name, parts = _split(name)
     found: Any = sys.modules.get(module_name)
-    for part in qualname.split("."):
-        found = getattr(found, "__dict__", {}).get(part)
+    for part in parts:
+        found = getattr(found, "__dict__", _EMPTY).get(part)
     return found if isinstance(found, type) else None
+
+
+_EMPTY: Final[dict[str, Any]] = {}
+
+
+@functools.lru_cache(1024)  # the names are few, the proxies that carry them many
+def _split(name: str) -> tuple[str, tuple[str, ...]]:
+    module_name, _, qualname = name.partition(":")
+    return module_name, tuple(qualname.split("."))
 
 
 def _hash_of(target: Any, kind: type, size: int | None) -> int | None:
