@@ -4,6 +4,9 @@ Shows tasks that take proxies and give proxies. A worker puts its result into th
 back where it is; the runner passes that on to the next task, and the arrays never visit it. The
 tasks themselves know nothing of all this: they take arrays and return them.
 
+And shows overlap: a worker gets its next task before it begins with one. Proxies resolve where they
+arrive, so the next inputs come while it computes; overlap.py draws a picture of that.
+
 They look for edges in photographs, at many scales: each photograph is blurred, and edges are
 where two blurs of it differ.
 
@@ -22,12 +25,13 @@ import signal
 import sys
 import time
 import uuid
-from asyncio import Task
+from asyncio import Future, Task
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,22 +74,25 @@ def strength(image: Image) -> float:
 # -- the runner ---------------------------------------------------------------------------------
 
 
-class Runner:
-    """Runs functions in a pool of processes; results stay in the store until it ends.
+class Job(NamedTuple):
+    """A task on its way to a worker, and the future of its answer."""
 
-    Args:
-        pool: Where to run them; see `start_pool`.
-        in_flight: How many may be in the pool at once.
+    task: bytes
+    answer: Future[bytes]
+
+
+class Runner:
+    """Runs functions in worker processes; results stay in the store until it ends.
 
     Attributes:
+        keys: Of the results in the store.
         tasks: Tasks done.
-        piped: Bytes that went through the pool's pipe, there and back.
+        piped: Bytes that went through the pipes to the workers, there and back.
         stored: Bytes of the arrays that the tasks took from the store and put into it.
     """
 
-    def __init__(self, pool: ProcessPoolExecutor, in_flight: int) -> None:
-        self._pool = pool
-        self._slots = asyncio.Semaphore(in_flight)
+    def __init__(self) -> None:
+        self._jobs: asyncio.Queue[Job] = asyncio.Queue()
         self.keys: list[str] = []
         self.tasks = self.piped = self.stored = 0
 
@@ -104,22 +111,51 @@ class Runner:
     async def _run(
         self, function: Callable[..., Any], args: tuple[Any, ...], key: str | None
     ) -> Any:
-        task = pickle.dumps((function, args, key))
-        async with self._slots:
-            loop = asyncio.get_running_loop()
-            doing = loop.run_in_executor(self._pool, work, task)
-            # Nothing stops a task in a worker. The pool drops those in its queue when it ends.
-            answer = await asyncio.shield(doing)
+        job = Job(pickle.dumps((function, args, key)), asyncio.get_running_loop().create_future())
+        self._jobs.put_nowait(job)
+        answer = await job.answer
         result, nbytes = pickle.loads(answer)
         self.tasks += 1
-        self.piped += len(task) + len(answer)
+        self.piped += len(job.task) + len(answer)
         self.stored += nbytes
         return result
 
+    async def serve(self, worker: ProcessPoolExecutor) -> None:
+        """Keeps one worker busy, and one task ahead."""
+        loop = asyncio.get_running_loop()
+        doing: Job | None = None
+        while True:
+            following = None
+            if doing is None or not self._jobs.empty():
+                following = await self._jobs.get()
+            call = loop.run_in_executor(worker, work, following and following.task)
+            await asyncio.wait([call])  # which leaves it alone when cancelled: nothing stops a task
+            error = call.exception()
+            if isinstance(error, BrokenExecutor):
+                raise error
+            if doing is not None and not doing.answer.done():
+                if error is None:
+                    doing.answer.set_result(call.result())
+                else:
+                    doing.answer.set_exception(error)
+            doing = following
 
-def work(task: bytes) -> bytes:
-    """Does one task, in a worker process."""
-    function, args, key = pickle.loads(task)
+
+_ahead: tuple[Callable[..., Any], tuple[Any, ...], str | None] | None = None
+
+
+def work(following: bytes | None) -> bytes:
+    """Does the task that came with the last call, in a worker process.
+
+    What follows is unpickled first: its proxies resolve in the background, while this computes.
+    """
+    global _ahead
+    task, _ahead = _ahead, None
+    if following is not None:
+        _ahead = pickle.loads(following)
+    if task is None:
+        return b""
+    function, args, key = task
     result = function(*args)
     if key is not None:
         result = to_proxy(result, key=key)
@@ -133,28 +169,36 @@ def use_store(config: StoreConfig) -> None:
     set_default_store(Store.from_config(config, register=True))
 
 
-def start_pool(workers: int, config: StoreConfig) -> ProcessPoolExecutor:
-    """Starts worker processes that leave Ctrl-C to this one."""
+def start_worker(set_up: Callable[[], None]) -> ProcessPoolExecutor:
+    """Starts a process that leaves Ctrl-C to this one; a pool of one has an order."""
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, spawn, initializer=use_store, initargs=(config,))
+    worker = ProcessPoolExecutor(1, spawn, initializer=set_up)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit that
     try:
-        for _ in range(workers):
-            pool.submit(os.getpid)  # starts one more process while none is idle
+        worker.submit(os.getpid)  # a process starts with its first task
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    return pool
+    return worker
 
 
 @asynccontextmanager
-async def start_runner(store: Store, workers: int) -> AsyncIterator[Runner]:
-    """A runner with a pool of its own; afterwards its processes and its results are gone."""
-    pool = start_pool(workers, store.config())
-    runner = Runner(pool, in_flight=4 * workers)
+async def start_runner(
+    store: Store, workers: int, set_up: Callable[[StoreConfig], None] = use_store
+) -> AsyncIterator[Runner]:
+    """A runner with processes of its own; afterwards they and its results are gone."""
+    runner = Runner()
+    pools = [start_worker(partial(set_up, store.config())) for _ in range(workers)]
     try:
-        yield runner
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(pool, os.getpid) for pool in pools))  # all here
+        async with asyncio.TaskGroup() as group:
+            serving = [group.create_task(runner.serve(pool)) for pool in pools]
+            yield runner
+            for task in serving:
+                task.cancel()
     finally:
-        await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+        for pool in pools:
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         await store.evict_batch(runner.keys)
 
 

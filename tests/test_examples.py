@@ -5,14 +5,9 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
-import importlib
 import io
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import aiohttp
@@ -20,60 +15,16 @@ import nbclient
 import nbformat
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 from sklearn.datasets import load_iris, load_sample_images
 
 from plugins.blocking import ALLOWED
+from support import examples
+from support.examples import EXAMPLES, SECONDS, ending, objects, start
 from support.servers import admin
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-SECONDS = 50
-
-
-@pytest.fixture
-def environment(tmp_path):
-    """A home of its own for the objects, and no blocking touch of a running loop."""
-    changed = {
-        "PROXYPLANE_DIR": str(tmp_path / "objects"),
-        "PROXYPLANE_ON_BLOCKING": "raise",
-        "PYTHONUNBUFFERED": "1",
-    }
-    return {k: v for k, v in os.environ.items() if not k.startswith("TABLES_")} | changed
-
-
-def objects(environment):
-    """The names of what lies in the directory of the objects."""
-    with contextlib.suppress(FileNotFoundError):
-        return sorted(os.listdir(environment["PROXYPLANE_DIR"]))
-    return []
-
-
-def start(environment, *command):
-    """Starts an example in a process group of its own, as a terminal does."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-        # A test run in the background of a shell ignores it, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-@contextlib.contextmanager
-def ending(process):
-    """Leaves no process of the example behind, whatever the test finds."""
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+environment = examples.environment
+store_options = examples.store_options
 
 
 class TestAll:
@@ -86,9 +37,12 @@ class TestAll:
 
     @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.py")))
     def test_says_how_to_run_it(self, name):
-        """The docstring of an example has the command that runs it."""
+        """The docstring of an example has the command that runs it, or what imports it."""
         docstring = ast.get_docstring(ast.parse((EXAMPLES / name).read_text("utf-8")))
-        assert f"\n    python examples/{name}" in docstring
+        (runs,) = set(re.findall(r"\n    python examples/(\S+)", docstring))
+        source = (EXAMPLES / runs).read_text("utf-8")
+        assert runs == name or f"\nfrom {Path(name).stem} import " in source
+        assert 'if __name__ == "__main__":' in source
 
 
 # -- the service --------------------------------------------------------------------------------
@@ -164,12 +118,6 @@ async def serving(environment, *args, program=(EXAMPLES / "service.py",)):
         timeout = aiohttp.ClientTimeout(SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as client:
             yield Service(process, found[0], client)
-
-
-@pytest.fixture(params=["file", "redis"])
-def store_options(request):
-    """Command-line options that choose the store."""
-    return [] if request.param == "file" else ["--store", request.getfixturevalue("redis_url")]
 
 
 class TestService:
@@ -390,90 +338,3 @@ class TestNotebook:
         )
         assert load_sample_images().images[0].nbytes == photograph
         assert reference < 250
-
-
-# -- the task runner ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def task_runner(monkeypatch):
-    """The example as a module, for its functions."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.delitem(sys.modules, "task_runner", raising=False)
-    return importlib.import_module("task_runner")
-
-
-def workers_of(process):
-    """The worker processes of a running example that have started their work."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.pid).children()
-        return [c for c in children if "resource_tracker" not in " ".join(c.cmdline())]
-    return []
-
-
-def wait_for(condition):
-    """Waits until something is so."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-class TestTaskRunner:
-    def test_table(self, environment, store_options, task_runner):
-        """Its figures are those of a direct computation, and the pipe saw references only."""
-        command = (EXAMPLES / "task_runner.py", "--scales", "5", "--workers", "2", *store_options)
-        with ending(start(environment, *command)) as process:
-            stdout, stderr = process.communicate(timeout=SECONDS)
-        assert (0, "") == (process.returncode, stderr)
-
-        lines = stdout.splitlines()
-        printed = np.loadtxt(io.StringIO("\n".join(lines[1:5]).replace("-", " ")))
-        images = [image / 255 for image in load_sample_images().images]
-        sigmas = [0.5 * 2 ** (i / 3) for i in range(5)]
-        assert printed[:, 0] == pytest.approx(sigmas[:-1], abs=0.006)
-        for column, image in enumerate(images):
-            blurs = [task_runner.blur(image, sigma) for sigma in sigmas]
-            direct = [
-                task_runner.strength(task_runner.edges(fine, coarse))
-                for fine, coarse in zip(blurs, blurs[1:], strict=False)
-            ]
-            assert printed[:, 2 + column] == pytest.approx(direct, abs=0.000006)
-
-        tasks, piped, stored = re.match(r"\s*(\d+)\s+([\d.]+) kB\s+([\d.]+) MB", lines[-1]).groups()
-        blurring, differing = 2 * 5, 2 * 4
-        assert blurring + 2 * differing == int(tasks)
-        # A blur reads and writes an image; a difference reads two and writes a grey one, of a
-        # third of the size, which the last task of each pair reads.
-        moved = images[0].nbytes * (blurring * 2 + differing * (2 + 1 / 3 + 1 / 3))
-        assert moved / 1e6 == pytest.approx(float(stored), abs=0.1)
-        assert float(piped) * 1e3 < 600 * int(tasks)
-        assert objects(environment) == []
-
-    @pytest.mark.parametrize("moment", ["starting", "working"])
-    def test_interrupted(self, environment, moment):
-        """Ctrl-C leaves one sentence, no process and no object."""
-        command = (EXAMPLES / "task_runner.py", "--scales", "40", "--workers", "2")
-        with ending(start(environment, *command)) as process:
-            enough = {"starting": lambda: True, "working": lambda: len(objects(environment)) > 6}
-            wait_for(lambda: len(workers_of(process)) == 2 and enough[moment]())
-            workers = workers_of(process)
-            os.killpg(process.pid, signal.SIGINT)
-            stdout, stderr = process.communicate(timeout=SECONDS)
-        assert (1, "") == (process.returncode, stdout)
-        assert "interrupted: the workers have ended and the store is clean\n" == stderr
-        assert not any(worker.is_running() for worker in workers)
-        assert objects(environment) == []
-
-    def test_worker_killed(self, environment):
-        """A worker that is killed ends the run with an error, and leaves nothing behind."""
-        command = (EXAMPLES / "task_runner.py", "--scales", "40", "--workers", "2")
-        with ending(start(environment, *command)) as process:
-            wait_for(lambda: len(objects(environment)) > 6)
-            workers = workers_of(process)
-            workers[0].kill()
-            _, stderr = process.communicate(timeout=SECONDS)
-        assert process.returncode == 1
-        assert "BrokenProcessPool" in stderr
-        assert not any(worker.is_running() for worker in workers)
-        assert objects(environment) == []
