@@ -121,9 +121,7 @@ class OwnedProxy(Reference[T_co], made_for_target=True):
         __slots__ = ()
         __module__ = _FromTarget("__module__", "proxyplane.ownership")
 
-    def __new__(
-        cls, factory: Callable[[], T_co], *, target: Any = MISSING
-    ) -> OwnedProxy[T_co]:
+    def __new__(cls, factory: Callable[[], T_co], *, target: Any = MISSING) -> OwnedProxy[T_co]:
         hints = NO_HINTS if target is MISSING else Hints.of(target)
         return make_owner(require_store_factory(factory), hints, target)
 

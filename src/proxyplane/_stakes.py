@@ -131,9 +131,10 @@ class Deed:
     def require_alone(self, what: str) -> None:
         """Raises MutableBorrowError if there is a borrow."""
         if self.is_lent:
-            count = "a writer" if self.writer is not None else f"{len(self.readers)} readers"
+            readers = len(self.readers)
+            to = "a writer" if self.writer else "a reader" if readers == 1 else f"{readers} readers"
             raise MutableBorrowError(
-                f"{self.claim.factory} is lent to {count}, so its owner cannot {what}",
+                f"{self.claim.factory} is lent to {to}, so its owner cannot {what}",
                 hint="wait until the borrows are gone, or end them with "
                 "proxyplane.scopes.mark_refs_out_of_scope",
             )

@@ -15,9 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import Iterator
-from functools import partial
-from typing import Any, TypeVar, cast
+from collections.abc import Coroutine, Iterator
+from typing import Any, Self, TypeVar, cast
 
 from proxyplane._evictions import evict_later
 from proxyplane._operations import Known, Operation
@@ -39,7 +38,7 @@ from proxyplane._references import (
     spend,
     take_claim,
 )
-from proxyplane._stakes import Loan, ReferenceFactory
+from proxyplane._stakes import ReferenceFactory
 from proxyplane.abc import Buffer, Serializer
 from proxyplane.cache import MISSING
 from proxyplane.exceptions import AlreadyOwnedError, ProxyResolveMissingKeyError
@@ -164,8 +163,8 @@ def update(
 
     Blocking twin of `aupdate`.
     """
-    with _writing(reference) as under_way:
-        _blocking(reference, updating(reference, serializer, under_way))
+    with _Update(reference) as one:
+        _blocking(reference, updating(reference, serializer, one))
 
 
 async def aupdate(
@@ -188,8 +187,8 @@ async def aupdate(
         SerializationError: The target cannot be encoded; the object is as it was.
         ConnectorError: The medium failed.
     """
-    with _writing(reference) as under_way:
-        await updating(reference, serializer, under_way).perform()
+    with _Update(reference) as one:
+        await updating(reference, serializer, one).perform()
 
 
 def drop(owner: OwnedProxy[Any]) -> None:
@@ -276,7 +275,7 @@ def cloning(owner: OwnedProxy[T]) -> Operation[OwnedProxy[T]]:
 def updating(
     reference: OwnedProxy[Any] | RefMutProxy[Any],
     serializer: Serializer | str | None,
-    under_way: set[asyncio.Task[None]],
+    one: _Update,
 ) -> Operation[None]:
     """Stores the target of a reference in the place of its object."""
     target = get_target(reference)
@@ -294,10 +293,7 @@ def updating(
 
     async def replace_whole(frames: Any) -> None:
         begin(frames)
-        task = asyncio.ensure_future(replace(frames))
-        # Who is cancelled in between does not leave the key empty.
-        under_way.add(task)
-        await asyncio.shield(task)
+        await one.whole(replace(frames))
 
     def replace_here(frames: Any) -> None:
         begin(frames)
@@ -365,31 +361,41 @@ def _reading(owner: OwnedProxy[Any]) -> Iterator[None]:
         loan.finalize()
 
 
-@contextlib.contextmanager
-def _writing(
-    reference: OwnedProxy[Any] | RefMutProxy[Any],
-) -> Iterator[set[asyncio.Task[None]]]:
-    """Keeps everybody else from an object, until the tasks that are added have ended too."""
-    loan = lend_to_update(reference)
-    under_way: set[asyncio.Task[None]] = set()
-    try:
-        yield under_way
-    finally:
-        for task in under_way:
-            _replacing.add(task)  # a loop does not keep its tasks
-            task.add_done_callback(partial(_replaced, loan))
-        if not under_way:
-            loan.finalize()
+class _Update:
+    """One update: keeps everybody else from an object until it has ended.
+
+    Args:
+        reference: Who updates.
+    """
+
+    def __init__(self, reference: OwnedProxy[Any] | RefMutProxy[Any]) -> None:
+        self._loan = lend_to_update(reference)
+        self._task: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        # Who was cancelled leaves a task behind, which goes on.
+        if self._task is None or self._task.done():
+            self._loan.finalize()
+
+    async def whole(self, storing: Coroutine[Any, Any, None]) -> None:
+        """Stores, and goes on with that when the caller is cancelled in between."""
+        task = self._task = asyncio.ensure_future(storing)
+        _storing.add(task)  # a loop does not keep its tasks
+        task.add_done_callback(self._ended)
+        await asyncio.shield(task)
+        self._loan.finalize()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        _storing.discard(task)
+        self._loan.finalize()
+        if not task.cancelled():
+            task.exception()  # if nobody waits for it any more, that is not for stderr
 
 
-_replacing: set[asyncio.Task[None]] = set()
-
-
-def _replaced(loan: Loan, task: asyncio.Task[None]) -> None:
-    _replacing.discard(task)
-    loan.finalize()
-    if not task.cancelled():
-        task.exception()  # whoever did not wait for it is not to be told on stderr
+_storing: set[asyncio.Task[None]] = set()
 
 
 @contextlib.contextmanager

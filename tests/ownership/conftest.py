@@ -1,0 +1,29 @@
+"""What the tests of ownership share."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import proxyplane as pp
+import proxyplane.sync
+
+
+@pytest.fixture(params=["local", "file", "redis"])
+def store(request: Any, tmp_path: Any) -> Iterator[pp.sync.Store]:
+    if request.param == "redis":
+        connector: Any = request.getfixturevalue("redis_url")
+    else:
+        connector = pp.LocalConnector() if request.param == "local" else f"file://{tmp_path}"
+    with pp.sync.Store("owners", connector) as store:
+        yield store
+        gc.collect()
+
+
+@pytest.fixture
+def file_store(tmp_path: Any) -> Iterator[pp.sync.Store]:
+    with pp.sync.Store("owners", f"file://{tmp_path}") as store:
+        yield store
