@@ -289,7 +289,7 @@ def rebuild_factory(
     factory: StoreFactory[Any] = _new(StoreFactory)
     # Interned, so that the proxies of one store share it, and so do their pickles.
     factory.reference = sys.intern(reference)
-    factory.key = key.hex() if type(key) is bytes else cast(str, key)
+    factory.key = key.hex() if isinstance(key, bytes) else key
     factory.evict = flags & EVICT != 0
     factory.deferred = flags & DEFERRED != 0
     factory.eager = not flags & EAGER_OFF

@@ -131,7 +131,8 @@ class Proxy(ProxySlots[T_co], metaclass=_ProxyMeta):
         proxy.__proxy_hints__ = NO_HINTS
         proxy.__proxy_interest__ = None
         proxy.__class__ = _unknown
-        return cast("Proxy[T_co]", proxy)
+        made: Proxy[T_co] = proxy  # `cast` is a call
+        return made
 
     def __class_getitem__(cls, item: Any) -> GenericAlias:
         return GenericAlias(cls, item)
@@ -290,7 +291,8 @@ def make_proxy(
     else:
         proxy.__proxy_target__ = target
         proxy.__class__ = _classes.get(type(target))
-    return cast("Proxy[T]", proxy)
+    made: Proxy[T] = proxy
+    return made
 
 
 def rebuild(
