@@ -8,7 +8,9 @@ one, say little.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
+import itertools
 import mmap
 import os
 import statistics
@@ -17,22 +19,28 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+c_mmap = ctypes.CDLL(None).mmap
+c_mmap.restype = ctypes.c_void_p
+c_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+
 SIZES = [1 << 10, 64 << 10, 256 << 10, 1 << 20, 10 << 20, 100 << 20]
 
 
-def spent(call: Callable[[], object], repeat: int, *, keep: bool) -> float:
-    """Median of the microseconds a call takes; its results live on, or are dropped at once."""
-    kept, times = [], []
+def spent(calls: dict[str, Callable[[], object]], repeat: int, *, keep: bool) -> dict[str, float]:
+    """Medians of the microseconds the calls take, in turns; what they return is kept or dropped."""
+    kept = []
+    times: dict[str, list[float]] = {name: [] for name in calls}
     gc.disable()
     for _ in range(repeat):
-        start = time.perf_counter()
-        result = call()
-        if keep:
-            kept.append(result)
-        del result
-        times.append(time.perf_counter() - start)
+        for name, call in calls.items():
+            start = time.perf_counter()
+            result = call()
+            if keep:
+                kept.append(result)
+            del result
+            times[name].append(time.perf_counter() - start)
     gc.enable()
-    return statistics.median(times) * 1e6
+    return {name: statistics.median(some) * 1e6 for name, some in times.items()}
 
 
 def write(fd: int, body: bytes) -> None:
@@ -65,6 +73,44 @@ def anonymous(folder: str, body: bytes, *, reserve: bool) -> str:
     return name
 
 
+class Held:
+    """`anonymous`, with descriptors of the directory and of /proc/self/fd held open."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self.descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+
+    def publish(self, folder: str, body: bytes) -> str:
+        """Publishes a file; returns its path."""
+        name = os.urandom(8).hex()
+        fd = os.open(".", os.O_WRONLY | os.O_TMPFILE, 0o600, dir_fd=self.directory)
+        write(fd, body)
+        os.link(
+            str(fd),
+            name,
+            src_dir_fd=self.descriptors,
+            dst_dir_fd=self.directory,
+            follow_symlinks=True,
+        )
+        os.close(fd)
+        return f"{folder}/{name}"
+
+
+def rewritten(folder: str, body: bytes) -> Callable[[], object]:
+    """What recycling files could save at most: pages that are there are written again."""
+    path = f"{folder}/rewritten"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+
+    def rewrite() -> None:
+        os.lseek(fd, 0, os.SEEK_SET)
+        write(fd, body)
+
+    rewrite()
+    os.unlink(path)
+    return rewrite
+
+
 def read(path: str) -> bytearray:
     with open(path, "rb", buffering=0) as file:
         buffer = bytearray(os.fstat(file.fileno()).st_size)
@@ -75,6 +121,23 @@ def read(path: str) -> bytearray:
 def map_(path: str) -> mmap.mmap:
     with open(path, "rb", buffering=0) as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def populated(path: str) -> mmap.mmap:
+    mapped = map_(path)
+    mapped.madvise(22)  # MADV_POPULATE_READ
+    return mapped
+
+
+def without_descriptor(path: str) -> mmap.mmap:
+    """Over an anonymous map, so that it holds no descriptor before Python 3.13."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        fixed = mmap.MAP_PRIVATE | 0x10
+        assert c_mmap(address, size, 3, fixed, file.fileno(), 0) == address
+        return mapped
 
 
 def touched(get: Callable[[str], bytearray | mmap.mmap], path: str) -> object:
@@ -99,7 +162,9 @@ def table(title: str, ways: dict[str, Callable[[bytes], Callable[[], object]]], 
     for size in SIZES:
         body = os.urandom(1 << 10) * (size >> 10)
         repeat = max(7, min(300, (200 << 20) // size // 4))
-        row = "".join(f"{spent(make(body), repeat, keep=keep):>22,.0f}" for make in ways.values())
+        calls = {name: make(body) for name, make in ways.items()}
+        found = spent(calls, repeat, keep=keep)
+        row = "".join(f"{found[name]:>22,.1f}" for name in ways)
         print(f"{size >> 10:>9} KB" + row, flush=True)
 
 
@@ -115,13 +180,16 @@ def of_directory(folder: str) -> None:
         "link + unlink": publish(named, how="link"),
         "O_TMPFILE + link": publish(anonymous, reserve=False),
         "same, reserved": publish(anonymous, reserve=True),
+        "same, held directory": publish(Held(folder).publish),
+        "only rewritten": lambda body: rewritten(folder, body),
     }
     table(f"{folder}: publish and unlink, us", ways, keep=False)
 
-    path = f"{folder}/object"
+    numbers = itertools.count()
 
     def stored(get: Callable[[str], object]) -> Callable[[bytes], Callable[[], object]]:
         def make(body: bytes) -> Callable[[], object]:
+            path = f"{folder}/object-{next(numbers)}"
             with open(path, "wb") as file:
                 file.write(body)
             return partial(get, path)
@@ -133,6 +201,9 @@ def of_directory(folder: str) -> None:
         "map": stored(map_),
         "read, use": stored(partial(touched, read)),
         "map, use": stored(partial(touched, map_)),
+        "map, no descriptor": stored(without_descriptor),
+        "populated": stored(populated),
+        "populated, use": stored(partial(touched, populated)),
     }
     table(f"{folder}: get, dropped at once, us", ways, keep=False)
     table(f"{folder}: get, all kept, us", ways, keep=True)

@@ -27,7 +27,8 @@ _LINUX = sys.platform == "linux"
 # that is larger than the memory can be mapped.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if _LINUX else 0
 _FIXED = 0x10  # the mmap module does not name it
-_REFUSED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV}
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
+_REFUSED = {*_NO_DESCRIPTORS, errno.ENOMEM, errno.ENODEV}
 
 
 class WouldStallError(Exception):
@@ -96,22 +97,33 @@ class _Maps:
         if len(self.live) >= _most_maps():
             return None
         try:
-            if sys.version_info >= (3, 13):
-                made = _by_module(fd, size, trackfd=False)
-            elif len(self.holding) < _most_descriptors():
-                made = _by_module(fd, size)
-                self.holding.add(weakref.ref(made, self.holding.discard))
-            elif _LINUX:
-                made = _over_anonymous(fd, size)
-            else:
-                return None
+            made = self._make(fd, size)
         except OSError as exc:
             if exc.errno in _REFUSED:
                 return None
             raise
+        if made is None:
+            return None
         self.live.add(weakref.ref(made, self.live.discard))
         # A map itself is never equal to bytes, and copies what is sliced off it.
         return memoryview(made)
+
+    def _make(self, fd: int, size: int) -> mmap.mmap | None:
+        if sys.version_info >= (3, 13):
+            return _by_module(fd, size, trackfd=False)
+        if len(self.holding) < _most_descriptors():
+            try:
+                made = _by_module(fd, size)
+            except OSError as exc:
+                if not _LINUX or exc.errno not in _NO_DESCRIPTORS:
+                    raise
+            else:
+                self.holding.add(weakref.ref(made, self.holding.discard))
+                return made
+        try:
+            return _over_anonymous(fd, size) if _LINUX else None
+        except ImportError:
+            return None  # there is no ctypes, or no descriptor left to import it with
 
 
 maps = _Maps()
