@@ -107,6 +107,10 @@ class Policy:
             return f"the object lacks {_listed(missing)} of superset_tags"
         return None
 
+    def refuses(self, size: int, tags: frozenset[str]) -> str | None:
+        """Why an object of this size and with these tags does not go there; None if it may."""
+        return self.refuses_size(size) or self.refuses_tags(tags)
+
     def options(self) -> dict[str, Any]:
         """What is not the default, as plain values: numbers, strings and lists of strings."""
         found = {}

@@ -16,11 +16,12 @@ from proxyplane.connectors._multi_tasks import all_or_raise, to_the_end
 from proxyplane.exceptions import (
     ConnectorError,
     ConnectorLostError,
+    ConnectorUnavailableError,
     KeyExistsError,
     ProxyPlaneError,
 )
 
-RECORD_BYTES = 4096
+INLINE_RECORD_BYTES = 4096
 """A larger object stands beside its record, which every look and every evict reads whole."""
 
 
@@ -39,11 +40,13 @@ class Names:
         parts = self._parts
         part = parts.choose(total(bodies), tags)
         home = await parts.open(parts.home)
-        if part is parts.home and total(bodies) <= RECORD_BYTES:
+        if part is parts.home and total(bodies) <= INLINE_RECORD_BYTES:
             await home.put([*bodies, HERE], key=key)
             return
-        if await home.exists(key):  # before the body is moved
-            raise taken(key)
+        # Before the body is moved. A directory that is not there yet holds nothing.
+        with contextlib.suppress(ConnectorUnavailableError):
+            if await home.exists(key):
+                raise taken(key)
         connector = await parts.open(part)
         inner = await connector.put(bodies, **tagged(connector, tags))
 

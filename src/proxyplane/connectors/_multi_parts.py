@@ -21,6 +21,9 @@ from proxyplane.exceptions import (
 )
 
 CANNOT_DEFER = "it cannot defer"
+NO_TAGS: frozenset[str] = frozenset()
+RECORD_BYTES = 64
+"""About what stands under a chosen key whose object is elsewhere."""
 
 
 @dataclass(eq=False, slots=True)
@@ -78,7 +81,8 @@ class Parts:
         everywhere = [
             part for part in self._ranked if not part.policy.host_pattern and not _is_local(part)
         ]
-        self.home = (everywhere or self._ranked)[0]
+        small = [part for part in everywhere if part.policy.refuses(RECORD_BYTES, NO_TAGS) is None]
+        self.home = (small or everywhere or self._ranked)[0]
         for part in parts:
             # Its objects live for as long as connectors refer to them, so it cannot be dormant.
             if _is_local(part) and part.name not in given and part.refused is None:
@@ -138,8 +142,7 @@ class Parts:
         refused = {}
         tagged = _tag_set(tags)
         for part in self._ranked:
-            policy = part.policy
-            why = part.refused or policy.refuses_size(size) or policy.refuses_tags(tagged)
+            why = part.refused or part.policy.refuses(size, tagged)
             if why is None:
                 return part
             refused[part.name] = why

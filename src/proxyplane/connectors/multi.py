@@ -31,8 +31,8 @@ class MultiConnector(DeferrableConnector):
     on a host that its policy keeps out. So are all of them in a process that got a proxy.
 
     Under a key of your choice stands a small record, which names the object or is the object if
-    that is small. All records are in one connector: the first, by priority, that has no host
-    pattern and is no `LocalConnector`.
+    that is small. All records are in one connector: the first, by priority, that takes small
+    objects without tags from every host, and is no `LocalConnector`.
 
     A future goes to the first connector that can defer and takes objects of any size, since the
     size of its result is not known; else to the one that takes the largest.
