@@ -152,7 +152,10 @@ def work(following: bytes | None) -> bytes:
     global _ahead
     task, _ahead = _ahead, None
     if following is not None:
-        _ahead = pickle.loads(following)
+        try:
+            _ahead = pickle.loads(following)
+        except Exception as error:  # noqa: BLE001  # is raised in its turn, not in another task's
+            _ahead = fail, (error,), None
     if task is None:
         return b""
     function, args, key = task
@@ -162,6 +165,11 @@ def work(following: bytes | None) -> bytes:
     # Proxies of arrays are arrays here too, and the function has resolved them.
     nbytes = sum(array.nbytes for array in (*args, result) if isinstance(array, np.ndarray))
     return pickle.dumps((result, nbytes))
+
+
+def fail(error: Exception) -> None:
+    """Does a task that could not be unpickled."""
+    raise error
 
 
 def use_store(config: StoreConfig) -> None:
