@@ -81,7 +81,7 @@ EXPORTED = """
     MultiConnector OwnedProxy Proxy ProxyFuture ProxyLocker ProxyOr ProxyPlaneError
     ProxyResolveError RedisConnector RedisFactory RefMutProxy RefProxy Serializer Store StoreConfig
     StoreFactory aclone adrop aevict aextract aresolve as_completed ato_proxy aupdate borrow clone
-    drop evict exceptions extract gather get_factory get_key get_or_create_store get_store
+    drop evict exceptions extract gather get_factory get_key get_or_create_store get_size get_store
     into_owned is_resolved mut_borrow prefetch register_connector register_store resolve
     resolve_async set_default_store store_registration sync to_proxy unregister_store update wait
 """.split()

@@ -29,6 +29,7 @@ from proxyplane import (
     gather,
     get_factory,
     get_key,
+    get_size,
     is_resolved,
     resolve,
     resolve_async,
@@ -38,6 +39,7 @@ from proxyplane.exceptions import (
     ProxyResolveMissingKeyError,
 )
 from proxyplane.factory import Factory
+from proxyplane.serialization import encode, frames_size
 from support.proxies import Reads, Slow, SlowAsync, counted_reads, five
 
 
@@ -255,7 +257,16 @@ class TestHelpers:
 
     def test_only_of_proxies(self) -> None:
         """The helpers refuse what is no proxy."""
-        helpers = extract, resolve, resolve_async, get_factory, get_key, pp.evict, ProxyLocker
+        helpers = (
+            extract,
+            resolve,
+            resolve_async,
+            get_factory,
+            get_key,
+            get_size,
+            pp.evict,
+            ProxyLocker,
+        )
         for helper in (*helpers, is_resolved):
             with pytest.raises(TypeError, match="Proxy"):
                 helper([1])  # type: ignore[operator]
@@ -269,6 +280,17 @@ class TestHelpers:
     def test_get_factory(self) -> None:
         """The factory is the one that was given."""
         assert get_factory(Proxy(five)) is five
+
+    @pytest.mark.usefixtures("lazy")
+    def test_get_size(self, reads: Reads) -> None:
+        """The size is what the store holds, told without a fetch; None where nobody knows."""
+        key = reads.store.put(b"x" * 1000)
+        p = pickle.loads(pickle.dumps(reads.store.proxy(b"x" * 1000)))
+        assert get_size(p) == frames_size(encode(b"x" * 1000))
+        assert not is_resolved(p)
+        known = pp.StoreFactory("local://a/1/b#s", "key", size=7)
+        unknown = Proxy(five), reads.store.proxy_from_key(key)
+        assert [get_size(one) for one in (Proxy(known), *unknown)] == [7, None, None]
 
     def test_not_of_a_store(self) -> None:
         """A proxy that no store made has no key and nothing to evict."""
@@ -288,6 +310,19 @@ class TestHelpers:
             len(other)
         assert caught.value.key == get_key(p)
         pp.evict(other)
+
+    async def test_to_proxy_without_target(self, reads: Reads) -> None:
+        """`to_proxy` and `ato_proxy` keep the object, or let it go, as `Store.proxy` does."""
+        made = [
+            await asyncio.to_thread(pp.to_proxy, [1], store=reads.store, populate_target=keep)
+            for keep in (True, False)
+        ]
+        made += [
+            await pp.ato_proxy([1], store=reads.store, populate_target=keep)
+            for keep in (True, False)
+        ]
+        assert [is_resolved(one) for one in made] == [True, False, True, False]
+        assert [await one for one in made] == [[1]] * 4
 
     async def test_aevict(self, reads: Reads) -> None:
         """`aevict` does so without blocking."""

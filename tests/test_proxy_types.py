@@ -211,6 +211,52 @@ def test_attributes_are_the_targets() -> None:
         make(Slotted()).other = 1
 
 
+class Changing:
+    """A target whose attributes come and go."""
+
+    __slots__ = ("__dict__", "late")
+    constant = 1
+
+    @property
+    def failing(self) -> Any:
+        return self.late + 1  # an AttributeError of its own
+
+    def method(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize("resolved", [False, True])
+def test_attributes_of_the_class(resolved: bool) -> None:
+    """What the target's class has is the target's, whatever becomes of it later."""
+    target: Any = Changing()
+    p = make(target)
+    if resolved:
+        extract(p)
+    assert p.constant == 1
+    assert p.method.__self__ is target
+    with pytest.raises(AttributeError, match="late"):
+        _ = p.failing
+    assert not hasattr(p, "late")
+    p.late = 3
+    assert (target.late, p.late, p.failing) == (3, 3, 4)
+    del p.late
+    assert not hasattr(target, "late")
+    kind: Any = Changing
+    kind.constant, kind.newer = 5, 6
+    try:
+        assert (p.constant, p.newer) == (5, 6)
+        target.constant = 7
+        assert p.constant == 7
+        del kind.constant
+        assert p.constant == 7
+        del p.constant
+        with pytest.raises(AttributeError, match="'Changing' object has no attribute 'constant'"):
+            _ = p.constant
+    finally:
+        kind.constant = 1
+        del kind.newer
+
+
 def test_class_attributes_are_the_proxys() -> None:
     """The class has its own module, name and documentation, an instance has its target's."""
     assert Proxy.__module__ == "proxyplane.proxy"

@@ -33,6 +33,7 @@ from proxyplane.proxy import evict as evict
 from proxyplane.proxy import extract as extract
 from proxyplane.proxy import get_factory as get_factory
 from proxyplane.proxy import get_key as get_key
+from proxyplane.proxy import get_size as get_size
 from proxyplane.proxy import is_resolved as is_resolved
 from proxyplane.proxy import resolve as resolve
 from proxyplane.proxy import resolve_async as resolve_async

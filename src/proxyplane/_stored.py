@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from proxyplane._slots import factory_of, require_proxy
+from proxyplane._slots import factory_of, hints_of, require_proxy
 from proxyplane.factory import StoreFactory
 
 if TYPE_CHECKING:
@@ -27,6 +27,18 @@ def get_key(proxy: Proxy[Any]) -> str:
         TypeError: The proxy was not made by a store.
     """
     return _store_factory(proxy).key
+
+
+def get_size(proxy: Proxy[Any]) -> int | None:
+    """The size of a proxy's target as it was stored, in bytes; never fetches it.
+
+    Returns:
+        None if nobody knows: for a future's proxy, one made from a key alone, or one that no store
+        made.
+    """
+    factory = get_factory(proxy)
+    size = hints_of(proxy).size
+    return factory.size if size is None and isinstance(factory, StoreFactory) else size
 
 
 def evict(proxy: Proxy[Any]) -> None:

@@ -29,7 +29,7 @@ from proxyplane._slots import (
     set_interest,
     set_target,
 )
-from proxyplane._stored import aevict, evict, get_factory, get_key
+from proxyplane._stored import aevict, evict, get_factory, get_key, get_size
 from proxyplane.cache import MISSING
 from proxyplane.factory import EAGER_OFF, EVICT, StoreFactory, rebuild_factory
 from proxyplane.hints import NO_HINTS, Hints
@@ -47,6 +47,7 @@ __all__ = [
     "get_factory",
     "get_interest",
     "get_key",
+    "get_size",
     "is_resolved",
     "make_proxy",
     "resolve",

@@ -158,6 +158,7 @@ def to_proxy(
     key: str | None = None,
     store: Store | BlockingStore | None = None,
     evict: bool = False,
+    populate_target: bool = True,
 ) -> Proxy[T]:
     """Stores an object and returns a proxy of it; blocks. Blocking twin of `ato_proxy`.
 
@@ -165,7 +166,7 @@ def to_proxy(
         As `ato_proxy`.
     """
     store = default_store() if store is None else _underneath(store)
-    operation = store.proxying(obj, key, None, evict, True, False)
+    operation = store.proxying(obj, key, None, evict, populate_target, False)
     return cast("Proxy[T]", operation.perform_blocking(store.on_blocking))
 
 
@@ -175,6 +176,7 @@ async def ato_proxy(
     key: str | None = None,
     store: Store | BlockingStore | None = None,
     evict: bool = False,
+    populate_target: bool = True,
 ) -> Proxy[T]:
     """Stores an object and returns a proxy of it.
 
@@ -183,6 +185,8 @@ async def ato_proxy(
         key: A key of your own; by default a new unique one. Keys are write-once.
         store: Where to, async or blocking; by default the `default_store`.
         evict: Whether the first use of a copy of the proxy removes the object.
+        populate_target: Whether the proxy returned here has its target from the start, which keeps
+            the object in memory as long as the proxy lives.
 
     Raises:
         NonProxiableTypeError: The object is None or a bool.
@@ -191,4 +195,4 @@ async def ato_proxy(
         ConnectorError: The medium failed.
     """
     store = default_store() if store is None else _underneath(store)
-    return await store.proxy(obj, key=key, evict=evict)
+    return await store.proxy(obj, key=key, evict=evict, populate_target=populate_target)

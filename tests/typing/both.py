@@ -21,6 +21,7 @@ from proxyplane import (
     gather,
     get_factory,
     get_key,
+    get_size,
     is_resolved,
     sync,
     to_proxy,
@@ -85,6 +86,7 @@ def extracted(p: Proxy[Table], lock: ProxyLocker[Table]) -> Table:
     reveal_type(extract(lock.unlock()))  # Table
     reveal_type(get_factory(p)())  # Table
     reveal_type(get_key(p))  # str
+    reveal_type(get_size(p))  # int | None
     reveal_type(is_resolved(p))  # bool
     return extract(p)
 
