@@ -18,13 +18,14 @@ import logging
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.io_thread import Outcome, io_thread
 from proxyplane._runtime.workers import run_in_worker
-from proxyplane.config import StoreConfig, connector_from_url
+from proxyplane.config import StoreConfig, connector_from_url, redact
 from proxyplane.exceptions import (
     AlreadyOwnedError,
     ConnectorError,
@@ -72,13 +73,13 @@ class Claim:
     def release(self) -> None:
         """Has the object evicted soon. For finalisers: takes no lock, waits for nothing."""
         if self.give_up():
-            _process.asked.put(self.factory)
+            _process.ask(self.factory)
 
 
 def evict_later(factory: StoreFactory[Any]) -> None:
     """Has an object evicted soon, whoever owns it."""
     _process.begin()
-    _process.asked.put(factory)
+    _process.ask(factory)
 
 
 def claim(factory: StoreFactory[Any]) -> Claim:
@@ -106,9 +107,10 @@ class _Process:
 
     def after_fork_in_child(self) -> None:
         self.held: dict[tuple[str, str], Claim] = {}
-        # Its `put` may be called by finalisers.
-        self.asked: queue.SimpleQueue[StoreFactory[Any] | None] = queue.SimpleQueue()
-        # What was asked for and has not happened yet, as far as the thread knows.
+        self.asked: deque[StoreFactory[Any]] = deque()
+        self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # What was asked for and has not happened yet. The thread puts a key here before it takes
+        # it from there, so that at exit none is missed.
         self.under_way: Factories = []
         self._lock = threading.Lock()
         self._begun = False
@@ -126,34 +128,50 @@ class _Process:
             atexit.register(self.at_exit)
             _at_end_of_child(self.at_exit)
             # Unlike a `Thread` this does not wait until the thread runs.
-            _thread.start_new_thread(self._main, (self.asked,))
+            _thread.start_new_thread(self._main, ())
             self._begun = True
 
-    def _main(self, asked: queue.SimpleQueue[StoreFactory[Any] | None]) -> None:
+    def ask(self, factory: StoreFactory[Any]) -> None:
+        """Has an object evicted soon; may be called by finalisers."""
+        self.asked.append(factory)
+        self.wake.put(None)
+
+    def _main(self) -> None:
         threading.current_thread().name = "proxyplane-evictions"
-        failures = 0
+        failures, told = 0, set[str]()
         while True:
             pause = PAUSES[min(failures, len(PAUSES)) - 1] if self.under_way else None
-            self.under_way += _take(asked, pause)
+            self._collect(pause)
             failed: list[tuple[StoreFactory[Any], BaseException]]
             try:
                 failed = io_thread().run(_evict(list(self.under_way), ATTEMPT_SECONDS))
             except Exception as error:  # noqa: BLE001  to end here would end it for the process
                 failed = [(factory, error) for factory in self.under_way]
-            if failed and not failures:
+            away = {factory.reference: error for factory, error in failed}
+            for reference in away.keys() - told:
                 logger.warning(
-                    "%d objects whose owners are gone could not be evicted yet: %s",
-                    len(failed),
-                    failed[0][1],
+                    "objects whose owners are gone could not be evicted yet from %s: %s",
+                    redact(reference),
+                    away[reference],
                 )
+            told = set(away)
             failures = failures + 1 if failed else 0
             self.under_way = [factory for factory, _ in failed[-MOST_KEPT:]]
 
+    def _collect(self, pause: float | None) -> None:
+        """Waits until there is something to do, for `pause` seconds at most."""
+        with contextlib.suppress(queue.Empty):
+            self.wake.get(timeout=pause)
+            while True:
+                self.wake.get_nowait()
+        while self.asked:
+            self.under_way.append(self.asked[0])
+            self.asked.popleft()
+
     def at_exit(self) -> None:
         """Evicts what this process owns, as far as that is possible in a bounded time."""
-        for one in list(self.held.values()):
-            one.release()
-        left = [*self.under_way, *_take(self.asked, 0)]
+        owned = [one.factory for one in list(self.held.values()) if one.give_up()]
+        left = [*owned, *list(self.asked), *self.under_way]
         if not left:
             return
         finished = threading.Event()
@@ -165,18 +183,6 @@ class _Process:
             spawned = io_thread().spawn(_evict(left, EXIT_SECONDS), done)
             finished.wait(EXIT_SECONDS)
             del spawned
-
-
-def _take(asked: queue.SimpleQueue[StoreFactory[Any] | None], pause: float | None) -> Factories:
-    """All that is asked for, as soon as there is something, or `pause` seconds are over."""
-    found: Factories = []
-    with contextlib.suppress(queue.Empty):
-        first = asked.get(timeout=pause) if pause != 0 else asked.get_nowait()
-        while True:
-            if first is not None:
-                found.append(first)
-            first = asked.get_nowait()
-    return found
 
 
 async def _evict(

@@ -164,6 +164,12 @@ class Loan:
         self.changed = False
         self.updating = False
 
+    def __enter__(self) -> None:
+        """Lends for the time of a ``with`` block."""
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.finalize()
+
     def finalize(self) -> None:
         """The borrow is over. For finalisers: takes no lock; does nothing the second time."""
         owner, self.owner = self.owner, None

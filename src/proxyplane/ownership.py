@@ -135,7 +135,7 @@ def clone(owner: OwnedProxy[T]) -> OwnedProxy[T]:
 
     Blocking twin of `aclone`.
     """
-    with _reading(owner):
+    with lend(owner, mutable=False, what="be cloned"):
         return _blocking(owner, cloning(owner))
 
 
@@ -152,7 +152,7 @@ async def aclone(owner: OwnedProxy[T]) -> OwnedProxy[T]:
         ProxyResolveMissingKeyError: The object was evicted.
         ConnectorError: The medium failed.
     """
-    with _reading(owner):
+    with lend(owner, mutable=False, what="be cloned"):
         return await cloning(owner).perform()
 
 
@@ -349,16 +349,6 @@ def dropping(owner: OwnedProxy[Any]) -> Operation[None]:
 
 def _blocking(reference: Any, operation: Operation[T]) -> T:
     return operation.perform_blocking(factory_of(reference).store.on_blocking)
-
-
-@contextlib.contextmanager
-def _reading(owner: OwnedProxy[Any]) -> Iterator[None]:
-    """Keeps writers from an object."""
-    loan = lend(owner, mutable=False, what="be cloned")
-    try:
-        yield
-    finally:
-        loan.finalize()
 
 
 class _Update:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 import proxyplane as pp
 import proxyplane.sync
+from proxyplane.exceptions import StoreNotFoundError
 
 
 @pytest.fixture(params=["local", "file", "redis"])
@@ -27,3 +29,12 @@ def store(request: Any, tmp_path: Any) -> Iterator[pp.sync.Store]:
 def file_store(tmp_path: Any) -> Iterator[pp.sync.Store]:
     with pp.sync.Store("owners", f"file://{tmp_path}") as store:
         yield store
+
+
+@pytest.fixture(autouse=True)
+def _stores_are_closed() -> Iterator[None]:
+    """What arrives opens its store, which has its name and its connections from then on."""
+    yield
+    for name in ("s", "made"):
+        with contextlib.suppress(StoreNotFoundError):
+            pp.sync.get_store(name).close()
