@@ -148,7 +148,7 @@ def multi_url(described: Mapping[str, Described]) -> str:
     for name, (url, policy) in described.items():
         _check_name(name)
         check_connector_url(url)
-        words = [f"{name}={_quote(url)}"]
+        words = [f"{name}={_quote(url, '?=')}"]
         for field, value in policy.options().items():
             values = value if isinstance(value, list) else [str(value)]
             words.append(f"{field}={','.join(map(_quote, values))}")
@@ -258,11 +258,11 @@ def _listed(tags: Iterable[str]) -> str:
     return f"{{{', '.join(map(repr, sorted(tags)))}}}"
 
 
-def _quote(text: str) -> str:
+def _quote(text: str, safe: str = "") -> str:
     from urllib.parse import quote  # on first use: it imports much that nothing else needs
 
     # An "@" is quoted too: after the port of another connector it would look like a password's end.
-    return quote(text, safe="/:?=[]()*+!$~", errors="surrogatepass")
+    return quote(text, safe=f"/:[]()*+!$~{safe}", errors="surrogatepass")
 
 
 def _unquote(text: str) -> str:

@@ -23,7 +23,7 @@ LARGE = "file:///data/objects"
 _urls = st.text(st.characters(exclude_categories=["Cc"], exclude_characters="#"), max_size=30).map(
     "file:///{}".format
 )
-_texts = st.text(min_size=1, max_size=10)
+_texts = st.text(min_size=1, max_size=10) | st.sampled_from(["?token=x", "//u:p@h", "a&pwd=b"])
 _policies = st.builds(
     Policy,
     priority=st.integers(),

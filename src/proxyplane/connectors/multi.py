@@ -164,7 +164,7 @@ class MultiConnector(DeferrableConnector):
             ConnectorUnavailableError: It is of one that this host may not use.
             ConnectorError: What the connector raises.
         """
-        (found,) = await self._look([key])
+        found = await self._look_for(key)
         if not isinstance(found, tuple):
             return found
         connector = await self._parts.open(found[0])
@@ -172,7 +172,7 @@ class MultiConnector(DeferrableConnector):
 
     async def exists(self, key: str) -> bool:
         """Whether the key holds an object now; raises what `get` raises."""
-        (found,) = await self._look([key])
+        found = await self._look_for(key)
         if not isinstance(found, tuple):
             return found is not None
         connector = await self._parts.open(found[0])
@@ -187,6 +187,11 @@ class MultiConnector(DeferrableConnector):
             return there
         connector = await self._parts.open(found[0])
         return await connector.evict(found[1])
+
+    async def _look_for(self, key: str) -> Found | Buffer | None:
+        self._parts.check_open()
+        found = self._parts.find(key)
+        return (await self._look([key]))[0] if found is None else found
 
     async def _look(self, keys: Sequence[str]) -> list[Found | Buffer | None]:
         """Where objects are; an object itself, if it stands under the key that was chosen."""
