@@ -160,18 +160,19 @@ def _array(self: Any, *args: Any, **kwargs: Any) -> Any:
     return np.array(target, *args, **kwargs)
 
 
-def _array_ufunc(self: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+def _array_ufunc(
+    self: Any, ufunc: Any, method: str, first: Any, /, *others: Any, **kwargs: Any
+) -> Any:
     # NumPy calls this for any operand that has it; with the targets in place of the proxies it
     # finds the arrays, or hands on to another class that overrides.
-    if not kwargs and method == "__call__":
-        if len(inputs) == 1 and inputs[0] is self:
-            return ufunc(self.__proxy_target__)
-        return ufunc(*[_unwrap(one) for one in inputs])
-    if "out" in kwargs:
-        kwargs["out"] = tuple(map(_unwrap, kwargs["out"]))
-    if "where" in kwargs:
-        kwargs["where"] = _unwrap(kwargs["where"])
-    return getattr(ufunc, method)(*map(_unwrap, inputs), **kwargs)
+    first = self.__proxy_target__ if first is self else _unwrap(first)
+    if kwargs or method != "__call__":
+        if "out" in kwargs:
+            kwargs["out"] = tuple(map(_unwrap, kwargs["out"]))
+        if "where" in kwargs:
+            kwargs["where"] = _unwrap(kwargs["where"])
+        return getattr(ufunc, method)(first, *map(_unwrap, others), **kwargs)
+    return ufunc(first, *map(_unwrap, others)) if others else ufunc(first)
 
 
 def _unwrap(value: Any) -> Any:
@@ -291,7 +292,7 @@ def _attributes(target_type: type) -> Iterator[tuple[str, property]]:
     because Python then tries `__getattr__`.
     """
     for base in target_type.__mro__[:-1]:
-        for name in base.__dict__:
+        for name in tuple(base.__dict__):
             if name[:1] != "_" and name.isidentifier():
                 yield name, property(operator.attrgetter(f"__proxy_target__.{name}"))
 
