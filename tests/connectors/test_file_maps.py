@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -204,3 +205,21 @@ async def test_large_read_without_a_map_leaves_the_loop(connector, monkeypatch):
     monkeypatch.setattr(os, "preadv", preadv)
     assert await connector.get(key) == b"x" * (3 << 20)
     assert on_loop and not any(on_loop)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_larger_than_the_memory(connector):
+    """An object that is larger than the memory is mapped: no memory is set aside for writes."""
+    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+        pytest.skip("this system sets memory aside for everything that may be written")
+    size = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    key = connector.put_sync([b"x"])
+    try:
+        os.truncate(Path(connector.directory, key), size)
+    except OSError as exc:
+        pytest.skip(f"no file of {size} bytes here: {exc.strerror}")
+    buffer = connector.get_sync(key)
+    assert type(buffer) is memoryview
+    assert (len(buffer), buffer[0], buffer[size - 1]) == (size, ord("x"), 0)
+    buffer[size // 2] = 1
+    assert connector.get_sync(key)[size // 2] == 0
