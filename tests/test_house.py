@@ -56,6 +56,7 @@ LAYERS = [
     ["_evictions", "_references", "_stakes", "ownership", "scopes"],
     ["_store_checks", "_store_core", "store"],
     ["registry"],
+    ["policies", "executor"],
     ["sync"],
     ["__init__"],
     ["_mypy_calls", "_server", "__main__", "cli", "demo.*", "mypy_plugin", "testing.*"],
@@ -78,12 +79,13 @@ CONNECTORS_SEE = [
 
 EXPORTED = """
     BlockingResolveWarning Connector DeferrableConnector Factory FileConnector LocalConnector
-    MultiConnector OwnedProxy Proxy ProxyFuture ProxyLocker ProxyOr ProxyPlaneError
-    ProxyResolveError RedisConnector RedisFactory RefMutProxy RefProxy Serializer Store StoreConfig
-    StoreFactory aclone adrop aevict aextract aresolve as_completed ato_proxy aupdate borrow clone
-    drop evict exceptions extract gather get_factory get_key get_or_create_store get_size get_store
-    into_owned is_resolved mut_borrow prefetch register_connector register_store resolve
-    resolve_async set_default_store store_registration sync to_proxy unregister_store update wait
+    MultiConnector OwnedProxy Proxy ProxyAlways ProxyFuture ProxyLocker ProxyNever ProxyOr
+    ProxyPlaneError ProxyResolveError ProxySize ProxyType RedisConnector RedisFactory RefMutProxy
+    RefProxy Serializer Store StoreConfig StoreExecutor StoreFactory StoreTaskGroup aclone adrop
+    aevict aextract aresolve as_completed ato_proxy aupdate borrow clone drop evict exceptions
+    extract gather get_factory get_key get_or_create_store get_size get_store into_owned
+    is_resolved mut_borrow prefetch register_connector register_store resolve resolve_async
+    set_default_store store_registration sync to_proxy unregister_store update wait
 """.split()
 
 

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from proxyplane.connectors.local import LocalConnector as LocalConnector
     from proxyplane.connectors.multi import MultiConnector as MultiConnector
     from proxyplane.connectors.redis import RedisConnector as RedisConnector
+    from proxyplane.executor import StoreExecutor as StoreExecutor
+    from proxyplane.executor import StoreTaskGroup as StoreTaskGroup
     from proxyplane.ownership import OwnedProxy as OwnedProxy
     from proxyplane.ownership import RefMutProxy as RefMutProxy
     from proxyplane.ownership import RefProxy as RefProxy
@@ -64,12 +66,16 @@ if TYPE_CHECKING:
     from proxyplane.ownership import into_owned as into_owned
     from proxyplane.ownership import mut_borrow as mut_borrow
     from proxyplane.ownership import update as update
+    from proxyplane.policies import ProxyAlways as ProxyAlways
+    from proxyplane.policies import ProxyNever as ProxyNever
+    from proxyplane.policies import ProxySize as ProxySize
+    from proxyplane.policies import ProxyType as ProxyType
 
 __version__ = "0.1.0"
 
-# A connector, and its driver with it, is imported when it is asked for: redis alone takes longer
-# than all the rest.
-_CONNECTORS = {
+# What not everybody needs is imported when it is asked for: a connector with its driver (redis alone
+# takes longer than all the rest), and what is built on top of stores.
+_LAZY = {
     "FileConnector": "proxyplane.connectors.file",
     "LocalConnector": "proxyplane.connectors.local",
     "MultiConnector": "proxyplane.connectors.multi",
@@ -86,11 +92,17 @@ _CONNECTORS = {
     "into_owned": "proxyplane.ownership",
     "mut_borrow": "proxyplane.ownership",
     "update": "proxyplane.ownership",
+    "StoreExecutor": "proxyplane.executor",
+    "StoreTaskGroup": "proxyplane.executor",
+    "ProxyAlways": "proxyplane.policies",
+    "ProxyNever": "proxyplane.policies",
+    "ProxySize": "proxyplane.policies",
+    "ProxyType": "proxyplane.policies",
 }
 
 
 def __getattr__(name: str) -> Any:
-    module = _CONNECTORS.get(name)
+    module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # Kept, so that the next look-up is an ordinary one.
@@ -99,4 +111,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_CONNECTORS})
+    return sorted({*globals(), *_LAZY})

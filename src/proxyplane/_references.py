@@ -415,6 +415,11 @@ def is_reference(proxy: object) -> bool:
     return issubclass(type(proxy), Reference)
 
 
+def is_lent_here(value: object) -> bool:
+    """Whether it is a borrow whose owner is in this process."""
+    return is_reference(value) and getattr(_get_stake(value), "owner", None) is not None
+
+
 def require_valid(reference: Any) -> None:
     """Raises ReferenceInvalidError if it is spent."""
     factory = _get_factory(reference)
