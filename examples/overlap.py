@@ -24,7 +24,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from sklearn.datasets import load_sample_images
 from task_runner import Image, blur, edges, start_runner, strength
 from timeline import COMPUTE, FETCH, Run, Span, draw
 
@@ -162,6 +161,8 @@ async def compare(
     store_url: str | None, frames: int, workers: int, link: float | None, picture: str
 ) -> None:
     """Watches a film without overlap and with it, and draws who did what when."""
+    from sklearn.datasets import load_sample_images  # here, for workers import this file too
+
     # Two photographs are a panorama; the camera turns.
     panorama = np.concatenate(load_sample_images().images, axis=1) / 255
     film = [np.roll(panorama, 32 * i, axis=1)[:, :640].copy() for i in range(frames)]

@@ -36,7 +36,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from sklearn.datasets import load_sample_images
 
 from proxyplane import (
     FileConnector,
@@ -228,6 +227,8 @@ async def find_edges(runner: Runner, photograph: Proxy[Image], scales: list[floa
 
 async def run(store_url: str | None, scales: list[float], workers: int) -> None:
     """Finds the edges of all photographs and prints them, and what it took."""
+    from sklearn.datasets import load_sample_images  # here, for workers import this file too
+
     samples = load_sample_images()
     names = [os.path.basename(name) for name in samples.filenames]
     started = time.perf_counter()

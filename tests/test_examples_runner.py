@@ -22,7 +22,11 @@ from sklearn.datasets import load_sample_images
 
 from proxyplane import FileConnector, Store
 from support import examples
-from support.examples import EXAMPLES, SECONDS, ending, objects, start
+from support.examples import EXAMPLES, ending, objects, start
+
+# Six processes that import numpy and scipy take their time on a busy machine.
+SECONDS = 240
+pytestmark = pytest.mark.timeout(SECONDS + 60)
 
 environment = examples.environment
 store_options = examples.store_options
