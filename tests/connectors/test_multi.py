@@ -333,6 +333,18 @@ async def test_a_chosen_key_is_taken_once_whatever_the_size():
     assert len(large) == 0
 
 
+async def test_a_made_key_is_put_again():
+    """Where it says, whatever the size; a taken one is told as the caller knows it."""
+    multi, made = recorders(small=Policy(max_bytes=100), large=Policy())
+    key = await multi.put([b"object"])
+    with pytest.raises(KeyExistsError, match=key):
+        await multi.put([b"x"], key=key)
+    await multi.evict(key)
+    assert await multi.put([bytes(5000)], key=key) == key
+    assert await multi.get(key) == bytes(5000)
+    assert made["large"].calls == []
+
+
 async def test_many_evict_a_chosen_key():
     """Of many who evict a large object under a chosen key, one learns that it was there."""
     multi, made = recorders(small=Policy(max_bytes=100), large=Policy())
@@ -399,9 +411,10 @@ async def test_foreign_bytes_under_a_chosen_key():
 
 async def test_a_multi_connector_in_a_multi_connector(tmp_path):
     """Tags go inwards, keys come out, and another process finds all of it."""
+    tagged = LocalConnector()
     inner = MultiConnector(
         {
-            "a": (LocalConnector(), Policy(superset_tags=["x"])),
+            "a": (tagged, Policy(superset_tags=["x"])),
             "b": FileConnector(tmp_path),
         }
     )
@@ -413,11 +426,14 @@ async def test_a_multi_connector_in_a_multi_connector(tmp_path):
         await outer.put([b"tiny"]),
         await outer.put([bytes(9000)], key="name"),
         *await outer.put_batch([[b"object"], [b"tiny"]], tags=["x"]),
+        *await outer.put_batch([[b"again"]], tags=["x"]),
     ]
+    assert len(tagged._medium.entries) == 3
     found = await again.get_batch(keys)
-    assert found == [b"object", b"object", b"tiny", bytes(9000), b"object", b"tiny"]
-    assert await again.evict_batch(keys) == [True] * 6
+    assert found == [b"object", b"object", b"tiny", bytes(9000), b"object", b"tiny", b"again"]
+    assert await again.evict_batch(keys) == [True] * 7
     future = await outer.new_key(tags=["x"])
+    assert len(tagged._medium.pending) == 1
     await again.set(future, [b"later"])
     await outer.wait(future, 30)
     assert await outer.get(future) == b"later"

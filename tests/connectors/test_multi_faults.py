@@ -39,6 +39,15 @@ class Gated(Wrapper):
         return await super().call(operation, *args, **kwargs)
 
 
+class LateReply(Wrapper):
+    """Does what it is asked at once, and tells so a moment later."""
+
+    async def call(self, operation, *args, **kwargs):
+        result = await super().call(operation, *args, **kwargs)
+        await asyncio.sleep(0)
+        return result
+
+
 def two(small=lambda one: one, large=lambda one: one):
     """A multi-connector of two, each wrapped, and what each of them holds."""
     media = LocalConnector(), LocalConnector()
@@ -213,9 +222,10 @@ async def every_step(operation):
     assert nth > 2
 
 
-async def test_cancelled_put_under_a_chosen_key():
+@pytest.mark.parametrize("record", [slow, LateReply])
+async def test_cancelled_put_under_a_chosen_key(record):
     """Cancelled at any moment, the object and its record are both there, or neither."""
-    multi, small, large = two(small=slow, large=slow)
+    multi, small, large = two(small=record, large=slow)
     found = set()
     async for nth in every_step(lambda nth: multi.put([LARGE_BODY], key=f"{nth}")):
         assert len(small) == len(large)

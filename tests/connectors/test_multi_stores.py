@@ -88,6 +88,22 @@ async def test_tags_where_nobody_chooses(wrap):
         await store.put("object", tags=[])
 
 
+def test_tags_do_not_take_the_shortcut():
+    """Plain calls have no tags, so a blocking put with tags goes through the coroutine."""
+
+    class Tagging(LocalConnector):
+        takes_tags = True
+        seen = ()
+
+        async def put(self, frames, *, key=None, tags=()):
+            self.seen = tags
+            return await super().put(frames, key=key)
+
+    with sync.Store("tagging", Tagging()) as store:
+        assert store.get(store.put("object", tags=["x"])) == "object"
+        assert store.connector.seen == {"x"}
+
+
 async def test_an_object_that_nobody_takes_through_a_store():
     """A store passes the error on, for proxies too."""
     multi, _ = recorders(small=Policy(max_bytes=1000))
