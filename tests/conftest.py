@@ -13,7 +13,7 @@ from proxyplane._runtime import eager
 from proxyplane._server import EmbeddedServer
 from support.servers import make_server
 
-pytest_plugins = ["plugins.blocking"]
+pytest_plugins = ["plugins.blocking", "plugins.media", "plugins.rows"]
 
 # On a CI server pytest tells how two values differ in full, which takes minutes for megabytes.
 for _variable in ("CI", "BUILD_NUMBER"):

@@ -17,8 +17,9 @@ from proxyplane.connectors import _file_watch, _inotify
 from proxyplane.connectors._file_dir import PENDING
 from proxyplane.connectors._inline import INLINE_BYTES
 from proxyplane.connectors.file import FileConnector
-from proxyplane.exceptions import ConnectorClosedError, KeyExistsError, ObjectLostError
+from proxyplane.exceptions import KeyExistsError, ObjectLostError
 from proxyplane.testing import cancelled_at
+from support.soak import times
 from support.waiting import (
     LONG,
     drop_watches,
@@ -26,10 +27,10 @@ from support.waiting import (
     looking_every,
     nobody_waits,
     on_thread,
-    rounds,
     set_in_process,
     until,
     waiting,
+    watched_place,
 )
 
 SIZES = [1, INLINE_BYTES + 1]
@@ -53,11 +54,6 @@ def connector(tmp_path):
 
 def registrations(connector: FileConnector) -> list[str]:
     return os.listdir(Path(connector.directory, PENDING))
-
-
-def waits(connector: FileConnector, key: str, count: int = 1) -> bool:
-    place = _file_watch._places.get(connector.directory)
-    return place is not None and place.waiters.names().count(key) >= count
 
 
 async def test_a_registration_is_no_object(connector):
@@ -88,26 +84,6 @@ def test_wakes_other_processes(tmp_path):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("size", [1, 100_000])  # an argument of a process may not be longer
-async def test_wakes_other_threads_and_loops(connector, size):
-    """Twenty loops on threads of their own, the library's loop and this one wake to one set."""
-    key = await connector.new_key()
-
-    async def wait():
-        other = FileConnector.from_url(connector.url)
-        await asyncio.gather(*(other.wait(key, LONG) for _ in range(5)))
-        return bytes(await other.get(key))
-
-    tasks = [asyncio.wrap_future(on_thread(wait)) for _ in range(20)]
-    tasks.append(asyncio.ensure_future(wait()))
-    tasks.append(asyncio.ensure_future(asyncio.to_thread(io_thread().run, wait())))
-    await until(lambda: waits(connector, key, 22))
-    other = set_in_process(connector.url, key, body="x" * size)
-    other.stdin.write("\n")
-    assert await asyncio.gather(*tasks) == [b"x" * size] * 22
-    other.communicate()
-
-
 @pytest.mark.parametrize("size", SIZES)
 async def test_wakes_its_own_process(connector, size, monkeypatch):
     """A set wakes who waits in the same process without the help of the kernel."""
@@ -122,45 +98,12 @@ async def test_wakes_its_own_process(connector, size, monkeypatch):
         await tasks[1]
 
 
-def test_set_racing_wait(connector):
-    """However a set in another process and the begin of a wait meet, the wait ends."""
-
-    async def main():
-        keys = [await connector.new_key() for _ in range(rounds(2_000, 100_000))]
-        other = set_in_process(connector.url)
-        for key in keys:
-            other.stdin.write(f"\n{key}\n")
-            for _ in range(random.randrange(3)):
-                await asyncio.sleep(0)
-            await connector.wait(key, LONG)
-            other.stdout.readline()  # else the pipe fills up, and the other process stands still
-        other.communicate()
-
-    asyncio.run(main())
-
-
-def test_of_two_processes_one_succeeds(connector):
-    """Of two processes that set one key at once one succeeds, and its object stays."""
-    count = rounds(300, 20_000)
-    keys = [asyncio.run(connector.new_key()) for _ in range(count)]
-    others = [set_in_process(connector.url, body=body) for body in "ab"]
-    for number, key in enumerate(keys):
-        for other in others:
-            other.stdin.write(f"\n{key}\n")
-        ended = [other.stdout.readline().strip() for other in others]
-        assert sorted(ended) == ["KeyExistsError", "set"]
-        assert connector.get_sync(key) == b"ab"[ended.index("set") :][:1], number
-    assert registrations(connector) == []
-    for other in others:
-        other.communicate()
-
-
 @pytest.mark.parametrize("anonymous", [True, False], ids=["without a name", "named"])
 @pytest.mark.parametrize("size", SIZES)
 async def test_of_many_sets_one_succeeds(connector, size, anonymous):
     """Of sets on eight threads at once one stores its object, and the others raise."""
     connector._publisher.anonymous = anonymous
-    for _ in range(rounds(20, 1000)):
+    for _ in range(max(times("set racing set") // 20, 1)):
         key = await connector.new_key()
         tried = await asyncio.gather(
             *(
@@ -173,22 +116,6 @@ async def test_of_many_sets_one_succeeds(connector, size, anonymous):
         assert {type(raised) for raised in tried} == {type(None), KeyExistsError}
         assert await connector.get(key) == b"%d" % winner * size
         await connector.evict(key)
-
-
-async def test_set_racing_evict(connector):
-    """A set and an evict at once: one of them was first, and the key is gone after both."""
-    for _ in range(rounds(300, 20_000)):
-        key = await connector.new_key()
-        setting = asyncio.wrap_future(on_thread(lambda key=key: connector.set(key, [b"x"])))
-        evicted = await connector.evict(key)
-        (raised,) = await asyncio.gather(setting, return_exceptions=True)
-        there = await connector.evict(key)
-        assert (raised, evicted or there) in [(None, True), (raised, False)]
-        assert raised is None or isinstance(raised, ObjectLostError)
-        assert await connector.get(key) is None
-        with pytest.raises(ObjectLostError):
-            await connector.set(key, [b"y"])
-    assert registrations(connector) == []
 
 
 async def test_two_sets_and_an_evict(connector, monkeypatch):
@@ -225,27 +152,6 @@ async def test_evict_between_publishing_and_settling(connector, monkeypatch):
     assert await connector.exists(key) is False
 
 
-async def test_a_put_is_a_set(connector):
-    """Who puts an object under a registered key wakes its waiters, and ends the registration."""
-    key = await connector.new_key()
-    task = await waiting(connector, key)
-    await FileConnector.from_url(connector.url).put([b"x"], key=key)
-    await task
-    assert registrations(connector) == []
-
-
-async def test_evict_ends_the_wait(connector):
-    """Without object and registration there is nothing to wait for, nor to set."""
-    key = await connector.new_key()
-    task = await waiting(connector, key)
-    assert await FileConnector.from_url(connector.url).evict(key) is False
-    with pytest.raises(ObjectLostError, match=key):
-        await task
-    for call in (connector.wait(key, LONG), connector.set(key, [b"x"])):
-        with pytest.raises(ObjectLostError, match="evicted"):
-            await call
-
-
 @pytest.mark.parametrize("timeout", [-1, 0, 0.01])
 @pytest.mark.parametrize("remote", [False, True])
 async def test_timeouts(connector, timeout, remote):
@@ -273,42 +179,6 @@ async def test_cancellation_at_each_suspension(connector, remote):
         assert connector._waiting._place is None or nobody_waits(connector._waiting._place.waiters)
         nth += 1
     assert nth >= 3
-
-
-@pytest.mark.parametrize("size", SIZES)
-async def test_cancelled_sets(connector, size):
-    """A set that is cancelled has published the whole object or nothing, and can be repeated."""
-    nth, reached = 1, True
-    while reached:
-        key = await connector.new_key()
-        reached = await cancelled_at(connector.set(key, [b"x" * size]), nth)
-        nth += 1
-        try:
-            await connector.set(key, [b"x" * size])
-        except KeyExistsError:
-            pass
-        await connector.wait(key, 0)
-        assert await connector.get(key) == b"x" * size
-    assert registrations(connector) == []
-
-
-async def test_close_ends_the_waits(connector):
-    """Who waits through a connector that is closed gets an error at once, others go on waiting."""
-    other = FileConnector.from_url(connector.url)
-    key = await connector.new_key()
-    tasks = [await waiting(one, key) for one in (connector, other)]
-    elsewhere = asyncio.wrap_future(on_thread(lambda: connector.wait(key, LONG)))
-    await until(lambda: waits(connector, key, 2))
-    await connector.aclose()
-    with pytest.raises(ConnectorClosedError):
-        await tasks[0]
-    with pytest.raises(ConnectorClosedError):
-        await elsewhere
-    await other.set(key, [b"x"])
-    await tasks[1]
-    for call in (connector.wait(key), connector.set(key, [b"x"]), connector.new_key()):
-        with pytest.raises(ConnectorClosedError):
-            await call
 
 
 async def test_clear(connector):
@@ -354,7 +224,8 @@ def test_ten_thousand(connector):
     async def main():
         keys = [await connector.new_key() for _ in range(10_000)]
         tasks = [asyncio.ensure_future(connector.wait(key, LONG)) for key in keys]
-        await until(lambda: waits(connector, keys[-1]) and inotify_watches() == [1])
+        place = await watched_place(connector)
+        await until(lambda: keys[-1] in place.waiters.names() and inotify_watches() == [1])
         other = set_in_process(connector.url)
         other.stdin.write("".join(f"\n{key}\n" for key in keys))
         await asyncio.gather(*tasks)

@@ -12,8 +12,6 @@ from proxyplane.connectors import _file_watch
 from proxyplane.connectors.file import FileConnector
 from proxyplane.testing import in_forked_child
 from support.waiting import (
-    LONG,
-    drop_watches,
     inotify_watches,
     looking_every,
     nobody_waits,
@@ -94,29 +92,6 @@ def test_exit_while_waiting(tmp_path, where):
     """
     done = run_code(code, tmp_path / "objects", where)
     assert (done.stdout, done.stderr) == ("", "")
-
-
-def test_a_loop_closed_under_a_waiter(connector):
-    """A loop that is closed while somebody waits on it is forgotten, and disturbs nobody."""
-    key = asyncio.run(connector.new_key())
-    loops = [asyncio.new_event_loop() for _ in range(2)]
-    tasks = []
-    for loop in loops:
-        task = loop.create_task(connector.wait(key, LONG))
-        tasks.append(task)
-        loop.run_until_complete(asyncio.sleep(0.05))
-    loops[0].close()
-    set_elsewhere(connector, key)
-    try:
-        loops[1].run_until_complete(tasks[1])
-    finally:
-        for loop, task in zip(loops, tasks, strict=True):
-            loop.close()
-            task._log_destroy_pending = False  # asyncio complains of tasks that nobody ended
-            task.get_coro().close()
-    drop_watches()
-    assert nobody_waits(connector._waiting._place.waiters)
-    assert inotify_watches() == []
 
 
 def test_the_library_loop_dies(connector):

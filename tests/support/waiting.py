@@ -23,11 +23,6 @@ SHORT = 1.0
 """Seconds after which a wait that is not to be woken is given up."""
 
 
-def rounds(ordinary: int, long: int) -> int:
-    """How often to try: `ordinary`, or `long` when PROXYPLANE_SOAK is set."""
-    return long if os.environ.get("PROXYPLANE_SOAK") else ordinary
-
-
 def on_thread(make: Callable[[], Coroutine[Any, Any, Any]]) -> Future[Any]:
     """Runs a coroutine on a new loop of a new thread."""
     future: Future[Any] = Future()
@@ -56,16 +51,25 @@ def nobody_waits(waiters) -> bool:
 async def waiting(connector, key: str, timeout: float = LONG) -> asyncio.Task[None]:
     """A wait for a file that has begun, is watched for, and sleeps."""
     task = asyncio.ensure_future(connector.wait(key, timeout))
-    await asyncio.sleep(0)
-    await until(lambda: connector._waiting._place is not None)
-    place = connector._waiting._place
+    place = await watched_place(connector)
     await until(lambda: key in place.waiters.names())
     await until(lambda: place.watched is not None or place.polled)
-    # Who waits is woken when the watch begins. What was under way to it arrives before this.
+    await settled()
+    return task
+
+
+async def watched_place(connector):
+    """The place of a connector through which somebody has begun to wait for a file."""
+    await until(lambda: connector._waiting._place is not None)
+    return connector._waiting._place
+
+
+async def settled() -> None:
+    """Returns when those who were woken as a watch began sleep again."""
+    # What was under way to them arrives before this.
     await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), io_thread().loop))
     for _ in range(5):
         await asyncio.sleep(0)
-    return task
 
 
 def set_in_process(url: str, *keys: str, body: str = "object") -> subprocess.Popen[str]:

@@ -464,8 +464,10 @@ class RedisConnector(DeferrableConnector):
 
 
 async def _close_client(client: _Client) -> None:
-    await client.waiters.aclose()
-    await client.pool.aclose()
+    try:
+        await client.waiters.aclose()
+    finally:  # also when this is cancelled, as it is when another loop closes and this one ends
+        await client.pool.aclose()
 
 
 # A loop holds its tasks weakly only.
