@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
 from functools import partial
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from proxyplane._operations import Operation
 from proxyplane._references import OwnedProxy, is_lent_here, is_reference
@@ -191,9 +191,16 @@ class StoreTaskGroup:
     async def __aexit__(self, *exc_info: Any) -> None:
         await self._group.__aexit__(*exc_info)
 
+    @overload
     def submit(
-        self, fn: Callable[P, Awaitable[T] | T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> asyncio.Task[ProxyOr[T]]:
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Task[ProxyOr[T]]: ...
+    @overload
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Task[ProxyOr[T]]: ...
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
         """Makes a task that stores the arguments the policy chooses and calls ``fn`` with proxies.
 
         Cancelling it ends it at once. A call in an executor that has begun goes on, and what it

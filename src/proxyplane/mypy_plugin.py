@@ -148,7 +148,7 @@ def _member(name: str, ctx: AttributeContext) -> Type:
         return target.copy_modified(arg_types=[target.arg_types[0], value])
     if name not in IN_PLACE:
         return _look_up(chk, name, target, ctx.context, is_lvalue=ctx.is_lvalue)
-    # The target becomes what the operation gives, and the proxy stays a proxy.
+    # The target becomes what the operation gives, and the proxy stays a proxy, an owner an owner.
     with chk.msg.filter_errors() as errors:
         method = _look_up(chk, name, target, ctx.context)
     if errors.has_new_errors():
@@ -156,7 +156,9 @@ def _member(name: str, ctx: AttributeContext) -> Type:
     method = get_proper_type(method)
     if not isinstance(method, FunctionLike):
         return method
-    items = [one.copy_modified(ret_type=proxy_of(one.ret_type, chk)) for one in method.items]
+    kind = get_proper_type(ctx.type)
+    info = kind.type if isinstance(kind, Instance) else proxy_of(target, chk).type
+    items = [one.copy_modified(ret_type=Instance(info, [one.ret_type])) for one in method.items]
     return items[0] if len(items) == 1 else Overloaded(items)
 
 
