@@ -25,11 +25,13 @@ from proxyplane.connectors._file_dir import PENDING
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import ObjectLostError
 from support.mounts import mounted, need_root
+from support.soak import WAITERS, times
 from support.waiting import (
     LONG,
     SHORT,
     inotify_watches,
     looking_every,
+    many_waiting,
     nobody_waits,
     run_code,
     set_elsewhere,
@@ -54,7 +56,7 @@ def connector(tmp_path):
     return made
 
 
-@pytest.fixture(params=[True, False], ids=["defended", "undefended"])
+@pytest.fixture(params=[True, False], ids=["", "undefended"])
 def defended(request):
     """With the defence, or with it switched off."""
     return request.param
@@ -84,8 +86,9 @@ def io_loop_stopped():
 # Events that are lost
 
 
+@pytest.mark.row("inotify overflow")
 def test_overflow(connector, defended, monkeypatch):
-    """When the kernel's queue overflows nobody is forgotten."""
+    """When the kernel's queue overflows none of 5,000 is forgotten."""
     most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if most > 100_000:
         pytest.skip(f"the queue takes {most} events")
@@ -93,27 +96,36 @@ def test_overflow(connector, defended, monkeypatch):
         monkeypatch.setattr(_file_watch._Watcher, "on_lost", lambda self, everyone: None)
 
     async def main():
-        key = await connector.new_key()
-        task = await waiting(connector, key, LONG if defended else SHORT)
+        keys, tasks = await many_waiting(connector, WAITERS if defended else 1)
         with io_loop_stopped():
             for number in range(most + 100):
                 path = folder(connector) / f"{number:032x}"
                 path.touch()
                 path.unlink()
-            set_elsewhere(connector, key)
-        if defended:
-            await task
-            later = await waiting(connector, await connector.new_key())
-            os.unlink(folder(connector) / os.listdir(folder(connector))[0])
-            with pytest.raises(ObjectLostError):
-                await later
-        else:
-            with pytest.raises(TimeoutError):
-                await task
+            set_elsewhere(connector, *keys)
+        await all_woken(tasks, defended)
+        later = await waiting(connector, await connector.new_key())
+        os.unlink(folder(connector) / os.listdir(folder(connector))[0])
+        with pytest.raises(ObjectLostError):
+            await later
 
-    asyncio.run(main())
+    for _ in range(times("inotify overflow") if defended else 1):
+        asyncio.run(main())
 
 
+async def all_woken(tasks, defended):
+    """Every wait ends well; without the defence it does not, and is cancelled here."""
+    if defended:
+        assert await asyncio.gather(*tasks) == [None] * len(tasks)
+        return
+    _, asleep = await asyncio.wait(tasks, timeout=SHORT)
+    assert asleep, "nothing was lost: the test does not test the defence"
+    for task in asleep:
+        task.cancel()
+    await asyncio.wait(asleep)
+
+
+@pytest.mark.row("setter killed")
 def test_a_setter_killed_in_the_middle(connector, defended):
     """Who is killed after publishing, before it ends the registration, has set the key."""
 
@@ -140,7 +152,8 @@ def test_a_setter_killed_in_the_middle(connector, defended):
 
     # Only a look from time to time finds it.
     with looking_every(0.1 if defended else 1000):
-        asyncio.run(main())
+        for _ in range(times("setter killed") if defended else 1):
+            asyncio.run(main())
 
 
 async def test_removed_by_hand(connector):
@@ -155,29 +168,51 @@ async def test_removed_by_hand(connector):
 # Directories that go
 
 
+@pytest.mark.row("directory replaced")
 def test_the_folder_is_replaced(connector, tmp_path, defended, monkeypatch):
-    """When another directory takes the place of the one that is watched, that is watched."""
+    """When another directory takes the place of the one that 5,000 wait at, that is watched."""
     if not defended:
         monkeypatch.setattr(_file_watch._Watcher, "on_lost", lambda self, everyone: None)
 
-    async def main():
-        keys = [await connector.new_key() for _ in range(2)]
-        tasks = [await waiting(connector, key, LONG if defended else SHORT) for key in keys]
+    async def main(number):
+        keys, tasks = await many_waiting(connector, WAITERS if defended else 2)
         with io_loop_stopped():  # nobody looks while there is none
             shutil.copytree(folder(connector), tmp_path / "copy")
-            folder(connector).rename(tmp_path / "old")
+            folder(connector).rename(tmp_path / f"old{number}")
             (tmp_path / "copy").rename(folder(connector))
-        set_elsewhere(connector, keys[0])
+        set_elsewhere(connector, *keys[::2])
+        await all_woken(tasks[::2], defended)
         if defended:
-            await tasks[0]
-            set_elsewhere(connector, keys[1])
-            await tasks[1]
-        else:
-            for task in tasks:
-                with pytest.raises(TimeoutError):
-                    await task
+            set_elsewhere(connector, *keys[1::2])
+        await all_woken(tasks[1::2], defended)
 
-    asyncio.run(main())
+    for number in range(times("directory replaced") if defended else 1):
+        asyncio.run(main(number))
+
+
+@pytest.mark.row("directory replaced")
+def test_the_directory_is_replaced_under_many(connector, tmp_path, defended, monkeypatch):
+    """Where an empty directory takes its place, 5,000 who wait learn that all is gone."""
+    if not defended:
+        monkeypatch.setattr(_file_watch._Watcher, "on_lost", lambda self, everyone: None)
+
+    async def main(number):
+        _, tasks = await many_waiting(connector, WAITERS if defended else 1)
+        with io_loop_stopped():
+            shutil.copytree(connector.directory, tmp_path / "copy")
+            for path in (tmp_path / "copy" / PENDING).iterdir():
+                path.unlink()
+            folder(connector).rename(tmp_path / f"old{number}")
+            (tmp_path / "copy" / PENDING).rename(folder(connector))
+            shutil.rmtree(tmp_path / "copy")
+        if defended:
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(one) for one in outcomes} == {ObjectLostError}
+        else:
+            await all_woken(tasks, False)
+
+    for number in range(times("directory replaced") if defended else 1):
+        asyncio.run(main(number))
 
 
 async def test_a_new_waiter_finds_a_replaced_directory(connector, tmp_path):

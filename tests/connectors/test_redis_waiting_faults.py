@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 
 import pytest
@@ -23,12 +22,11 @@ from proxyplane.exceptions import (
     ObjectLostError,
 )
 from support.servers import admin
+from support.soak import WAITERS, defended_or_not, times
 from support.tcp_proxy import TCPProxy
 
 NEVER = 3600.0
-RACES = int(os.environ.get("PROXYPLANE_TEST_RACES", "2000"))
 AOF = ["--appendonly", "yes", "--appendfsync", "always"]
-defended_or_not = pytest.mark.parametrize("defended", [True, False], ids=["", "undefended"])
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +92,7 @@ async def all_woken(tasks, defended):
     await asyncio.wait(asleep)
 
 
+@pytest.mark.row("set racing wait")
 @defended_or_not
 async def test_set_racing_wait(redis_url, monkeypatch, defended):
     """However a set and the beginning of a wait meet, the wait ends: it looks after subscribing."""
@@ -107,7 +106,7 @@ async def test_set_racing_wait(redis_url, monkeypatch, defended):
             await asyncio.sleep(0)
         await call()
 
-    for _ in range(0, RACES if defended else 100, 50):
+    for _ in range(0, times("set racing wait") if defended else 100, 50):
         names = await register(one, 50)
         tasks = [
             asyncio.create_task(late(lambda n=n: two.wait(n), dice.randrange(40))) for n in names
@@ -121,44 +120,54 @@ async def test_set_racing_wait(redis_url, monkeypatch, defended):
 
 
 @pytest.mark.slow
+@pytest.mark.row("server killed")
 @defended_or_not
 async def test_server_killed_and_restarted_with_its_data(own_redis_server, monkeypatch, defended):
     """5,000 waiters: what was set while they were away is found, what is set later wakes them."""
     server = await asyncio.to_thread(own_redis_server, args=AOF)
     async with TCPProxy(server.port) as proxy:
         connector = RedisConnector(f"redis://127.0.0.1:{proxy.port}")
-        names = await register(connector, 5000)
-        tasks = await start_waiting(connector, names)
-        waiters = (await connector._client()).waiters
-        target, proxy._target = proxy._target, ("127.0.0.1", 1)  # nobody listens there
-        await asyncio.to_thread(server.kill)
-        await until(lambda: waiters._trouble is not None)
-        await asyncio.to_thread(server.start)
-        await asyncio.to_thread(set_at_once, server, connector, names[::2])
-        if not defended:
-            blind(monkeypatch)
-        proxy._target = target
-        await until(lambda: waiters._trouble is None)
-        await all_woken(tasks[::2], defended)
-        await asleep(connector)
-        await asyncio.to_thread(set_at_once, server, connector, names[1::2])
-        await all_woken(tasks[1::2], True)
+        for _ in range(times("server killed") if defended else 1):
+            names = await register(connector, WAITERS)
+            tasks = await start_waiting(connector, names)
+            waiters = (await connector._client()).waiters
+            target, proxy._target = proxy._target, ("127.0.0.1", 1)  # nobody listens there
+            await asyncio.to_thread(server.kill)
+            await until(lambda: waiters._trouble is not None)
+            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(set_at_once, server, connector, names[::2])
+            if not defended:
+                blind(monkeypatch)
+            proxy._target = target
+            await until(lambda: waiters._trouble is None)
+            await all_woken(tasks[::2], defended)
+            await asleep(connector)
+            await asyncio.to_thread(set_at_once, server, connector, names[1::2])
+            await all_woken(tasks[1::2], True)
         await connector.aclose()
 
 
 @pytest.mark.slow
-async def test_server_killed_and_restarted_empty(own_redis_server):
+@pytest.mark.row("server killed")
+@defended_or_not
+async def test_server_killed_and_restarted_empty(own_redis_server, monkeypatch, defended):
     """5,000 waiters learn that their objects are lost, and so does who would set one."""
     server = await asyncio.to_thread(own_redis_server)
     connector = RedisConnector(server.url)
-    names = await register(connector, 5000)
-    tasks = await start_waiting(connector, names)
-    await asyncio.to_thread(server.kill)
-    await asyncio.to_thread(server.start)
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert {ObjectLostError} == {type(one) for one in outcomes}
-    with pytest.raises(ObjectLostError, match="knows no key"):
-        await connector.set(names[0], [b"x"])
+    for _ in range(times("server killed") if defended else 1):
+        names = await register(connector, WAITERS)
+        tasks = await start_waiting(connector, names)
+        if not defended:
+            blind(monkeypatch)
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        if defended:
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {ObjectLostError} == {type(one) for one in outcomes}
+            with pytest.raises(ObjectLostError, match="knows no key"):
+                await connector.set(names[0], [b"x"])
+        else:
+            await all_woken(tasks, False)
     await connector.aclose()
 
 
@@ -181,13 +190,14 @@ async def test_a_registration_that_vanishes(own_redis_server, monkeypatch, silen
     await connector.aclose()
 
 
+@pytest.mark.row("subscription killed")
 @defended_or_not
 async def test_subscription_killed(own_redis_server, monkeypatch, defended):
-    """The subscription dies at the moment of each set, twenty times; every waiter is woken."""
+    """The subscription dies at the moment of each set, again and again; every waiter is woken."""
     server = await asyncio.to_thread(own_redis_server)
     connector = RedisConnector(server.url)
     with admin(server) as client:
-        for _ in range(20 if defended else 1):
+        for _ in range(times("subscription killed") if defended else 1):
             names = await register(connector, 50)
             tasks = await start_waiting(connector, names)
             if not defended:
@@ -199,6 +209,7 @@ async def test_subscription_killed(own_redis_server, monkeypatch, defended):
     await connector.aclose()
 
 
+@pytest.mark.row("output buffer overrun")
 @defended_or_not
 async def test_subscriber_dropped_for_its_output_buffer(own_redis_server, monkeypatch, defended):
     """A server that drops the subscriber, with the messages it had for it, loses no wake-up."""
@@ -206,16 +217,19 @@ async def test_subscriber_dropped_for_its_output_buffer(own_redis_server, monkey
     connector = RedisConnector(server.url)
     with admin(server) as client:
         client.config_set("client-output-buffer-limit", "pubsub 32768 0 0")
-        names = await register(connector, 2000)
-        tasks = await start_waiting(connector, names)
-        if not defended:
-            blind(monkeypatch)
-        set_at_once(server, connector, names)
-        await until(lambda: client.info("stats")["client_output_buffer_limit_disconnections"] == 1)
-        await all_woken(tasks, defended)
+        for dropped in range(times("output buffer overrun") if defended else 1):
+            names = await register(connector, 2000)
+            tasks = await start_waiting(connector, names)
+            if not defended:
+                blind(monkeypatch)
+            set_at_once(server, connector, names)
+            told = "client_output_buffer_limit_disconnections"
+            await until(lambda n=dropped, told=told: client.info("stats")[told] > n)
+            await all_woken(tasks, defended)
     await connector.aclose()
 
 
+@pytest.mark.row("connection silently dead")
 @defended_or_not
 @pytest.mark.parametrize("which", ["subscription", "all"])
 async def test_a_connection_that_is_silently_dead(own_redis_server, monkeypatch, which, defended):

@@ -36,7 +36,7 @@ ROWS: dict[str, Row] = {
     "server killed": Row(1, 10, "restarts under 5,000 waiters"),
     "subscription killed": Row(20, 500, "kills"),
     "output buffer overrun": Row(1, 20, "overruns under 2,000 waiters"),
-    "connection silently dead": Row(1, 10, "connections"),
+    "connection silently dead": Row(1, 1, "connection"),
     "set racing wait": Row(2_000, 50_000, "races"),
     "set racing set": Row(300, 5_000, "races"),
     "set racing evict": Row(300, 10_000, "races"),

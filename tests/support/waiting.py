@@ -58,6 +58,17 @@ async def waiting(connector, key: str, timeout: float = LONG) -> asyncio.Task[No
     return task
 
 
+async def many_waiting(connector, count: int, timeout: float | None = None):
+    """Keys, and waits for their files that have begun, are watched for, and sleep."""
+    keys = [await connector.new_key() for _ in range(count)]
+    tasks = [asyncio.ensure_future(connector.wait(key, timeout)) for key in keys]
+    place = await watched_place(connector)
+    await until(lambda: len(place.waiters.names()) >= count)
+    await until(lambda: place.watched is not None or place.polled)
+    await settled()
+    return keys, tasks
+
+
 async def watched_place(connector):
     """The place of a connector through which somebody has begun to wait for a file."""
     await until(lambda: connector._waiting._place is not None)
