@@ -163,10 +163,13 @@ async def test_a_get_that_is_cut_is_tried_again(proxied, fault, after):
     proxy, through, direct = proxied
     data = bytes(range(256)) * (9 * MB // 256)
     key = await direct.put([data])
+    await through.get(key)  # all its connections are there
     proxy.cut("down", after, fault)
     assert data == await through.get(key)
+    await through.get(key)
     proxy.cut("down", after // 100, fault)
     assert [data, b"s"] == await through.get_batch([key, await direct.put([b"s"])])
+    await through.exists(key)
     proxy.cut("down", 0, fault)
     assert await through.exists(key)
 
@@ -177,9 +180,11 @@ async def test_a_put_under_a_made_key_is_tried_again(proxied, fault, direction):
     """Lost before or after it was stored: the second try stores it, or finds it its own."""
     proxy, through, direct = proxied
     for cut in (0, 1, 1000) if direction == "up" else (0, 1):
+        await through.put([b"x"])
         proxy.cut(direction, cut, fault)
         key = await through.put([b"x" * 5000])
         assert b"x" * 5000 == await direct.get(key)
+        await through.put_batch([[b"1"], [b"2"]])
         proxy.cut(direction, cut, fault)
         keys = await through.put_batch([[b"1" * 1000], [b"2"]])
         assert [b"1" * 1000, b"2"] == await direct.get_batch(keys)
@@ -256,7 +261,7 @@ async def test_a_half_open_connection_is_given_up(redis_server, redis_url):
             ("up", 3 * MB, lambda: connector.put([bytes(64 * MB)])),
             ("up", 0, lambda: connector.evict("x")),
         ):
-            await connector.exists(key)
+            await connector.get(key)  # all its connections are there
             before = proxy.accepted
             proxy.cut(direction, after, "stall")
             with pytest.raises(ConnectorLostError, match=r"no progress for 0\.2 s"):
@@ -424,7 +429,7 @@ async def test_a_cancelled_close_leaves_no_connection(own_redis_server):
     with admin(server) as client:
         while reached:
             connector = RedisConnector(server.url)
-            await asyncio.gather(*(connector.get("any") for _ in range(5)))
+            await asyncio.gather(*(connector.get("any", size=MB) for _ in range(5)))
             assert connections(client) > 1
             reached = await cancelled_at(connector.aclose(), nth)
             await until(lambda: not connections(client))

@@ -63,7 +63,7 @@ async def register(connector, count):
 def blind(monkeypatch):
     """Switches off looking: whoever is looked at is taken to be still waiting."""
 
-    async def look_up(wire, names):
+    async def look_up(pool, names):
         return [(False, True)] * len(names)
 
     monkeypatch.setattr(waiting, "look_up", look_up)
@@ -396,17 +396,19 @@ async def test_a_connection_lost_in_the_middle_of_a_set(redis_server, redis_url,
         namespace = redis_url.partition("=")[2]
         through = RedisConnector(f"redis://127.0.0.1:{proxy.port}", namespace=namespace)
         direct = RedisConnector(redis_url)
-        await through.put([b"warm"])
+        warm = [bytes(1 << 20)]  # one that has a connection for itself
         # Lost on its way to the server: nothing happened, and the second try succeeds.
         for after in (0, 40, size // 2 + 60):
             name = await through.new_key()
             task = (await start_waiting(direct, [name]))[0]
+            await through.put(warm)
             proxy.cut("up", after, fault)
             await through.set(name, [bytes(size)])
             await task
             assert size == len(await direct.get(name))
         # The reply is lost: it did happen, and nobody is told that somebody else was faster.
         name = await through.new_key()
+        await through.put(warm)
         proxy.cut("down", len("+OK\r\n" + 4 * "+QUEUED\r\n") + 1, fault)
         with pytest.raises(ConnectorLostError):
             await through.set(name, [bytes(size)])

@@ -6,57 +6,30 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.per_loop import PerLoop
 from proxyplane.abc import Buffer, DeferrableConnector, Frames
 from proxyplane.connectors._keys import KeyMaker
-from proxyplane.connectors.redis.later import (
-    WAS_EVICTED,
-    comes_later,
-    for_later,
-    record_name,
-    set_registered,
-)
-from proxyplane.connectors.redis.transfer import (
-    LARGEST,
-    Body,
-    groups,
-    pipeline,
-    read_limit,
-    read_many,
-    read_whole,
-    remove_made,
-    write_together,
-)
+from proxyplane.connectors.redis.client import Client, check_largest
+from proxyplane.connectors.redis.later import WAS_EVICTED, comes_later, for_later, record_name
+from proxyplane.connectors.redis.link import load_tls_context
+from proxyplane.connectors.redis.resp import command
+from proxyplane.connectors.redis.transfer import Body, groups, remove_made
 from proxyplane.connectors.redis.url import DEFAULT_URL, SCHEMES, parse_url
-from proxyplane.connectors.redis.waiting import Waiters, lost_error
-from proxyplane.connectors.redis.wire import Pool, load_tls_context
+from proxyplane.connectors.redis.waiting import lost_error
 from proxyplane.exceptions import (
     ConnectorClosedError,
     ConnectorLostError,
     ConnectorUnavailableError,
     KeyExistsError,
-    ObjectTooLargeError,
     ProxyPlaneError,
 )
 
 T = TypeVar("T")
 
-_SMALL_AHEAD = 512  # replies that are a number
 _CLEAN_UP_SECONDS = 5.0
-
-
-@dataclass
-class _Client:
-    """What the connector keeps for one event loop."""
-
-    pool: Pool
-    waiters: Waiters
-    limit: int | None = None
-    """The server's maxmemory in bytes, 0 for none or unknown; None until asked for."""
 
 
 class RedisConnector(DeferrableConnector):
@@ -133,7 +106,7 @@ class RedisConnector(DeferrableConnector):
         self._tls: ssl.SSLContext | None = None
         self._closed = self._to_clear = False
         self._keys = KeyMaker()
-        self._clients = PerLoop(self._make_client, _close_client)
+        self._clients = PerLoop(lambda: Client(self._options, self._tls), Client.aclose)
         self.after_fork_in_child()
         on_fork(self)
 
@@ -169,16 +142,16 @@ class RedisConnector(DeferrableConnector):
                 above the server's memory limit.
         """
         with Body(frames) as body:
-            self._check_size(body.size, LARGEST, "the most that Redis holds under one key")
+            check_largest(body, self._options.where)
             if key is not None:
-                if not await self._set(self._name(key), body):
+                if not await (await self._client()).store(self._name(key), body):
                     raise self._taken(key)
                 self._user_keys.add(key)
                 return key
             key = self._new_key()
             name = self._name(key)
             # On the second try "it is there already" means that the first one arrived.
-            await self._twice(lambda: self._set(name, body))
+            await self._twice(lambda client: client.store(name, body, mine=True))
             return key
 
     async def get(self, key: str, *, size: int | None = None) -> bytearray | None:
@@ -189,23 +162,13 @@ class RedisConnector(DeferrableConnector):
         """
         name = self._name(key)
 
-        async def read() -> bytearray | None:
-            client = await self._client()
-            async with client.pool.wire() as wire:
-                return await read_whole(wire, name, size)
-
-        return await self._twice(read)
+        return await self._twice(lambda client: client.read(name, size))
 
     async def exists(self, key: str) -> bool:
         """Whether the key holds an object now."""
         name = self._name(key)
 
-        async def ask() -> bool:
-            client = await self._client()
-            async with client.pool.wire() as wire:
-                return bool(await wire.call("EXISTS", name))
-
-        return await self._twice(ask)
+        return bool(await self._twice(lambda client: client.pool.request(command("EXISTS", name))))
 
     async def evict(self, key: str) -> bool:
         """Removes an object and returns whether it was there; see `Connector.evict`.
@@ -227,7 +190,7 @@ class RedisConnector(DeferrableConnector):
         with contextlib.ExitStack() as stack:
             bodies = [stack.enter_context(Body(frames)) for frames in batch]
             for body in bodies:
-                self._check_size(body.size, LARGEST, "the most that Redis holds under one key")
+                check_largest(body, self._options.where)
             named = [(self._new_key(), body) for body in bodies]
             begun: list[str] = []
             try:
@@ -241,16 +204,10 @@ class RedisConnector(DeferrableConnector):
 
     async def _put_group(self, group: Sequence[tuple[bytes, Body]]) -> None:
         if len(group) == 1:
-            await self._twice(lambda: self._set(*group[0]))
-            return
-
-        async def write() -> list[bool]:
-            client = await self._client()
-            await self._check_limit(client, max(body.size for _, body in group))
-            async with client.pool.wire() as wire:
-                return await write_together(wire, group)
-
-        await self._twice(write)
+            ((name, body),) = group
+            await self._twice(lambda client: client.store(name, body, mine=True))
+        else:
+            await self._twice(lambda client: client.store_together(group))
 
     async def _take_back(self, keys: Sequence[str]) -> None:
         """Evicts what a failed batch stored, as well as the server allows."""
@@ -272,13 +229,7 @@ class RedisConnector(DeferrableConnector):
         """
         hints = [None] * len(keys) if sizes is None else list(sizes)
         names = [self._name(key) for key in keys]
-
-        async def read() -> list[Buffer | None]:
-            client = await self._client()
-            async with client.pool.wire() as wire:
-                return await read_many(wire, names, hints)
-
-        return await self._twice(read)
+        return await self._twice(lambda client: client.read_many(names, hints))
 
     async def evict_batch(self, keys: Sequence[str]) -> list[bool]:
         """Evicts many objects in one pipeline and tells for each key whether it was there.
@@ -297,8 +248,7 @@ class RedisConnector(DeferrableConnector):
             places.append(len(commands))
             commands.append(("UNLINK", name))
         client = await self._client()
-        async with client.pool.wire() as wire:
-            done = await pipeline(wire, commands, ahead=_SMALL_AHEAD, convert=bool)
+        done = await client.count(commands)
         self._user_keys.difference_update(keys)
         return [done[place] for place in places]
 
@@ -306,13 +256,7 @@ class RedisConnector(DeferrableConnector):
         """Registers a key whose object will come later, and returns it."""
         key = for_later(self._new_key())
         record = record_name(self._name(key))
-
-        async def register() -> None:
-            client = await self._client()
-            async with client.pool.wire() as wire:
-                await wire.call("SET", record, b"")
-
-        await self._twice(register)
+        await self._twice(lambda client: client.pool.request(command("SET", record, b"")))
         return key
 
     async def set(self, key: str, frames: Frames) -> None:
@@ -325,17 +269,17 @@ class RedisConnector(DeferrableConnector):
             ObjectTooLargeError: As for `put`.
         """
         with Body(frames) as body:
-            self._check_size(body.size, LARGEST, "the most that Redis holds under one key")
+            check_largest(body, self._options.where)
             name = self._name(key)
             try:
-                result = await self._set_registered(name, body)
+                result = await (await self._client()).store_registered(name, body)
             except ConnectorLostError as lost:
                 # Once more does no harm; but then, if there is nothing to set any more, nobody
                 # knows whether it was this call that did it.
                 if isinstance(lost.__cause__, TimeoutError):
                     raise
                 try:
-                    result = await self._set_registered(name, body)
+                    result = await (await self._client()).store_registered(name, body)
                 except ConnectorUnavailableError as exc:
                     raise lost from exc
                 if result != "set":
@@ -400,43 +344,25 @@ class RedisConnector(DeferrableConnector):
         self._made_keys = True
         return self._keys.new()
 
-    def _make_client(self) -> _Client:
-        pool = Pool(self._options, self._tls)
-        return _Client(pool, Waiters(pool, self._options))
-
-    async def _client(self) -> _Client:
+    async def _client(self) -> Client:
         if self._closed:
             raise ConnectorClosedError(f"the connector of {self._options.where} was closed")
         if self._options.scheme == "rediss" and self._tls is None:
             self._tls = await load_tls_context(self._options)
         return await self._clients.get()
 
-    async def _set(self, name: bytes, body: Body) -> bool:
-        """Stores one object unless the key is taken; returns whether it was not."""
-        client = await self._client()
-        await self._check_limit(client, body.size)
-        async with client.pool.wire() as wire:
-            await wire.send(body.set_command(name), 1)
-            return await wire.read() is not None
-
-    async def _set_registered(self, name: bytes, body: Body) -> str:
-        client = await self._client()
-        await self._check_limit(client, body.size)
-        async with client.pool.wire() as wire:
-            return await set_registered(wire, name, body)
-
-    async def _twice(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _twice(self, operation: Callable[[Client], Awaitable[T]]) -> T:
         """Does what may safely be done twice, a second time if the connection is lost.
 
         Not after a time-out: a server that is stuck has not lost what it was sent.
         """
         try:
-            return await operation()
+            return await operation(await self._client())
         except ConnectorLostError as lost:
             if isinstance(lost.__cause__, TimeoutError):
                 raise
             try:
-                return await operation()
+                return await operation(await self._client())
             except ConnectorUnavailableError as exc:
                 raise lost from exc
 
@@ -445,29 +371,6 @@ class RedisConnector(DeferrableConnector):
             f"key {key!r} is taken at {self._options.where}",
             hint="keys are write-once: evict it first, or choose another",
         )
-
-    async def _check_limit(self, client: _Client, size: int) -> None:
-        if client.limit is None:
-            async with client.pool.wire() as wire:
-                client.limit = await read_limit(wire, self._options.where)
-        if client.limit:
-            self._check_size(size, client.limit, "all the memory of the server (maxmemory)")
-
-    def _check_size(self, size: int, limit: int, what: str) -> None:
-        # Found out before sending: the server would take all of it and then hang up.
-        if size > limit:
-            raise ObjectTooLargeError(
-                f"an object of {size} bytes does not fit in Redis at {self._options.where}: "
-                f"{limit} bytes are {what}",
-                hint="split the object, or use FileConnector",
-            )
-
-
-async def _close_client(client: _Client) -> None:
-    try:
-        await client.waiters.aclose()
-    finally:  # also when this is cancelled, as it is when another loop closes and this one ends
-        await client.pool.aclose()
 
 
 # A loop holds its tasks weakly only.

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from proxyplane.connectors.redis.transfer import MULTI, Body, pipeline
-from proxyplane.connectors.redis.wire import Wire
-
-_LOOKS_AHEAD: Final = 400
+from proxyplane.connectors.redis.pool import Pool
+from proxyplane.connectors.redis.resp import Reply, command
+from proxyplane.connectors.redis.transfer import MULTI, Body
+from proxyplane.connectors.redis.wire import Piece
 
 # What is published to the channel of a key.
 WAS_SET = b"set"
@@ -50,36 +50,38 @@ def record_name(name: bytes) -> bytes:
     return b"{%b}later" % name
 
 
-async def set_registered(wire: Wire, name: bytes, body: Body) -> Literal["set", "taken", "gone"]:
+Setting = Literal["set", "taken", "gone"]
+"""What comes of setting: nothing is changed unless it was set, although a message went out."""
+
+SETTING_REPLIES: Final = 6
+
+
+def setting(name: bytes, body: Body) -> list[Piece]:
     """Stores the object of a registered key and wakes its waiters, in one transaction.
 
     The object is written over the record, if there is one, and the record renamed to the key. So
     one of two setters finds a record and the other none, and it takes one trip, where to watch the
     record first would take two.
-
-    Returns:
-        What came of it: ``"taken"`` if the key has an object, ``"gone"`` if it has neither object
-        nor record. Then nothing was changed, although a message went out.
-
-    Raises:
-        redis.ResponseError: The server refused it; nothing was changed.
     """
     record = record_name(name)
     after = _AFTER_SET % (len(record), record, len(name), name, *(len(name), name) * 2)
-    wire.midway = True
     # The last word goes with the rest: a caller who is cancelled while sending never sends it.
-    await wire.send([MULTI, *body.set_command(record, b"XX"), after], 6)
-    replies, refusal = await wire.read_few(6)
-    wire.midway = False
-    if refusal is not None:
-        raise refusal
+    return [MULTI, *body.set_command(record, b"XX"), after]
+
+
+def what_was_set(replies: Sequence[Reply]) -> Setting:
+    """What came of it, by the replies to `setting`.
+
+    Returns:
+        ``"taken"`` if the key has an object, ``"gone"`` if it has neither object nor record.
+    """
     _, renamed, there, _ = replies[-1]
     if renamed == 1:
         return "set"
     return "taken" if there else "gone"
 
 
-async def look_up(wire: Wire, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
+async def look_up(pool: Pool, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
     """For each registered key whether its object is there, and whether its record is.
 
     Usually no object is there, and one command says so: as long as there is a record there is no
@@ -87,8 +89,8 @@ async def look_up(wire: Wire, names: Sequence[bytes]) -> list[tuple[bool, bool]]
     or gone for good.
     """
     records = [record_name(name) for name in names]
-    if len(names) > 1 and await wire.call("EXISTS", *records) == len(names):
+    if len(names) > 1 and await pool.request(command("EXISTS", *records)) == len(names):
         return [(False, True)] * len(names)
-    commands = [("EXISTS", one) for pair in zip(records, names, strict=True) for one in pair]
-    found = await pipeline(wire, commands, ahead=_LOOKS_AHEAD, convert=bool)
+    both = [command("EXISTS", one) for pair in zip(records, names, strict=True) for one in pair]
+    found = [bool(reply) for reply in await pool.requests(b"".join(both), len(both))]
     return list(zip(found[1::2], found[::2], strict=True))

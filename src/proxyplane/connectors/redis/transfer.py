@@ -1,16 +1,18 @@
-"""How the bytes of objects go over one connection."""
+"""How the bytes of objects go over the connections."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from redis import exceptions as redis_errors
 
 from proxyplane.abc import Buffer, Frames
-from proxyplane.connectors.redis.wire import Piece, Wire
-from proxyplane.exceptions import ObjectLostError
+from proxyplane.connectors.redis.pool import Pool
+from proxyplane.connectors.redis.resp import command, new_buffer
+from proxyplane.connectors.redis.wire import Piece, Slot, Wire
+from proxyplane.exceptions import ConnectorError, ObjectLostError
 
 T = TypeVar("T")
 
@@ -29,11 +31,29 @@ _TOGETHER_BYTES = 64 << 20
 _TOGETHER_COUNT = 1000
 
 
+def first_window(name: bytes) -> bytes:
+    """The command for an object that is probably small; `small_body` takes the reply."""
+    return _FIRST_WINDOW % (len(name), name)
+
+
 _FIRST_WINDOW: Final = b"*4\r\n$8\r\nGETRANGE\r\n$%%d\r\n%%b\r\n$1\r\n0\r\n$%d\r\n%d\r\n" % (
     len(str(FIRST - 1)),
     FIRST - 1,
 )
-MULTI = b"*1\r\n$5\r\nMULTI\r\n"
+MULTI: Final = command("MULTI")
+EXEC: Final = command("EXEC")
+DISCARD: Final = command("DISCARD")
+UNWATCH: Final = command("UNWATCH")
+
+Read = Callable[["Wire", bytes, int], Awaitable["bytearray | Touched | None"]]
+"""Tries once to read an object of so many bytes on a connection."""
+
+
+class Touched(NamedTuple):
+    """What reading gives in place of an object that is not as it was thought to be."""
+
+    size: int | None
+    """What it has now, if known."""
 
 
 class Body:
@@ -86,8 +106,8 @@ async def pipeline(
     return results
 
 
-async def read_whole(wire: Wire, name: bytes, hint: int | None) -> bytearray | None:
-    """Reads one object of any size, in windows, as it was at one moment.
+async def read_large(pool: Pool, name: bytes, size: int | None, read: Read) -> bytearray | None:
+    """Reads one object in windows, as it was at one moment.
 
     Objects are write-once, but one under a key of the user's may be evicted and the key put again
     between two windows. So the key is watched: the transaction at the end fails if anything
@@ -97,9 +117,10 @@ async def read_whole(wire: Wire, name: bytes, hint: int | None) -> bytearray | N
     server's other clients for its whole length, and needs the memory twice.
 
     Args:
-        wire: A connection.
+        pool: The connections; each try has one for itself.
         name: The Redis key.
-        hint: The size, if the caller has an idea of it.
+        size: The size, as far as the caller knows; None if the object was just seen to be large.
+        read: Tries it once, given a size.
 
     Returns:
         The bytes, or None when there is no such key.
@@ -107,71 +128,74 @@ async def read_whole(wire: Wire, name: bytes, hint: int | None) -> bytearray | N
     Raises:
         ObjectLostError: It was there and is gone, or is being replaced all the time.
     """
-    known = False
-    if hint is None or hint <= FIRST:
-        # By hand: most objects are small, and this is what they wait for.
-        await wire.send([_FIRST_WINDOW % (len(name), name)], 1)
-        head = await wire.read()
-        if len(head) < FIRST:
-            return bytearray(head) if head else None
-        # Read again below, with the rest, under watch: 256 KiB is cheap at this size.
-        del head
+    known = size is None
+    for _ in range(4):
+        async with pool.wire() as wire:
+            if size is None:
+                size = await wire.call("STRLEN", name)
+            found = await read(wire, name, size) if size else None
+        if found is None and known:
+            raise ObjectLostError(
+                "the object was evicted while it was being read",
+                hint="with a maxmemory-policy other than noeviction the server drops objects",
+            )
+        if not isinstance(found, Touched):
+            return found
         known = True
-    for _ in range(3):
-        body = await _read_watched(wire, name, hint)
-        if body:
-            return body
-        if body is not None:
-            if known:
-                raise ObjectLostError(
-                    "the object was evicted while it was being read",
-                    hint="with a maxmemory-policy other than noeviction the server drops objects",
-                )
-            return None
-        known = True
+        size = found.size
     raise ObjectLostError(
         "the object was replaced each time while it was being read", hint="read it again"
     )
 
 
-async def _read_watched(wire: Wire, name: bytes, hint: int | None) -> bytearray | None:
-    """One try of `read_whole`: empty when there is no such key, None when the key was touched."""
+async def read_windows(wire: Wire, name: bytes, size: int) -> bytearray | Touched | None:
+    """Reads one object of `size` bytes on the running loop, straight into its buffer."""
+    body = new_buffer(size)
+    view = memoryview(body)
+    slots = [Slot(view[i : i + WINDOW]) for i in range(0, size, WINDOW)]
+    places = [slot.into for slot in slots]
     wire.midway = True
-    asked = WINDOWS_AHEAD if hint is not None and hint > WINDOW else 1
-    first = [_window(name, i) for i in range(asked)]
-    await wire.ask(("WATCH", name), ("STRLEN", name), *first)
-    await wire.read()
-    size: int = await wire.read()
-    count = -(-size // WINDOW)
-    body = bytearray()
-    finished = False
-    for i in range(max(count, asked)):
-        more = [_window(name, j) for j in range(asked, min(count, i + WINDOWS_AHEAD))]
-        asked += len(more)
-        if asked >= count and not finished:
-            more += [("MULTI",), ("EXEC",)]
-            finished = True
-        if more:
-            await wire.ask(*more)
-        # Grown step by step rather than made at full size: filling 100 MB with zeros first would
-        # stall the loop, and the memory is moved by the kernel, not copied, as it grows.
-        body += await wire.read()
-    await wire.read()
-    untouched = await wire.read() is not None
-    wire.midway = False
-    if not untouched:
-        return None
-    if len(body) != size:
-        raise ObjectLostError(f"the server sent {len(body)} bytes of an object of {size}")
-    return body
+    asked = 0
+    try:
+        await wire.ask(("WATCH", name), ("STRLEN", name))
+        for i, place in enumerate(places):
+            if asked < len(slots):
+                upto = min(len(slots), i + WINDOWS_AHEAD)
+                windows = [window_command(name, j, WINDOW) for j in range(asked, upto)]
+                await wire.send(windows, slots[asked:upto])
+                asked = upto
+                if asked == len(slots):
+                    await wire.send([MULTI, EXEC], 2)
+                    wire.midway = False
+            if not i:
+                await wire.read()
+                there: int = await wire.read()
+                if there != size:
+                    return Touched(there) if there else None
+            _fill(place, await wire.read())
+        await wire.read()
+        untouched = await wire.read() is not None
+    finally:
+        wire.leave()  # what was asked for in vain
+        if wire.midway and not wire.lost:
+            wire.request(UNWATCH)
+            wire.midway = False
+    return body if untouched else Touched(None)
 
 
-def _window(name: bytes, i: int) -> tuple[Any, ...]:
-    return ("GETRANGE", name, i * WINDOW, (i + 1) * WINDOW - 1)
+def _fill(place: memoryview | None, reply: bytes | memoryview) -> None:
+    """Writes a window to its place, unless it is there or is of another size."""
+    if place is not None and reply is not place and len(reply) == len(place):
+        place[:] = reply
+
+
+def window_command(name: bytes, i: int, window: int) -> bytes:
+    """Asks for part `i` of an object in parts of so many bytes."""
+    return command("GETRANGE", name, i * window, (i + 1) * window - 1)
 
 
 async def read_many(
-    wire: Wire, names: Sequence[bytes], hints: Sequence[int | None]
+    pool: Pool, names: Sequence[bytes], hints: Sequence[int | None], read: Read
 ) -> list[Buffer | None]:
     """Reads many objects: small ones in one pipeline, then large ones one after another."""
     found: list[Buffer | None] = [None] * len(names)
@@ -179,25 +203,29 @@ async def read_many(
     small = sorted({*range(len(names))} - {*later})
     commands = [("GETRANGE", names[i], 0, FIRST - 1) for i in small]
     # A full first window is dropped: there is more, and it is read in one go then.
-    heads = await pipeline(wire, commands, ahead=_READS_AHEAD, convert=_small_body)
+    async with pool.wire() as wire:
+        heads = await pipeline(wire, commands, ahead=_READS_AHEAD, convert=small_body)
     for i, head in zip(small, heads, strict=True):
-        if head is _MORE:
-            later.append(i)
+        if head is MORE:
+            found[i] = await read_large(pool, names[i], None, read)
         else:
             found[i] = head
     for i in later:
-        found[i] = await read_whole(wire, names[i], hints[i])
+        found[i] = await read_large(pool, names[i], hints[i], read)
     return found
 
 
-_MORE = bytearray()
+MORE: Final = bytearray()
 
 
-def _small_body(reply: bytes) -> bytearray | None:
-    """A whole small object, None for no object, `_MORE` when there is more of it."""
+def small_body(reply: bytes | bytearray) -> bytearray | None:
+    """A whole small object, None for no object, `MORE` when there is more of it."""
     if len(reply) == FIRST:
-        return _MORE
-    return bytearray(reply) if reply else None
+        # Read again with the rest, under watch: 256 KiB is cheap at that size.
+        return MORE
+    if not reply:
+        return None
+    return reply if isinstance(reply, bytearray) else bytearray(reply)
 
 
 def groups(named: Sequence[tuple[str, Body]]) -> Iterator[list[tuple[str, Body]]]:
@@ -226,40 +254,34 @@ async def write_together(wire: Wire, batch: Sequence[tuple[bytes, Body]]) -> lis
     wire.midway = True
     commands = (piece for name, body in batch for piece in body.set_command(name))
     await wire.send([MULTI, *commands], 1 + len(batch))
-    _, refusal = await read_all(wire, len(batch) + 1)
     # The last word is sent when all else has arrived, so that a caller who is cancelled before
     # knows that nothing will be stored.
+    last = DISCARD
+    try:
+        _, refusal = await wire.read_few(len(batch) + 1)
+        last = EXEC if refusal is None else DISCARD
+    finally:
+        if not wire.lost:
+            (end,) = wire.request(last)
+            wire.midway = False
+    results = await wire.take(end)
     if refusal is not None:
-        await wire.call("DISCARD")
-        wire.midway = False
         raise refusal
-    results = await wire.call("EXEC")
-    wire.midway = False
     for result in results:
         if isinstance(result, redis_errors.ResponseError):
             raise result
     return [result is not None for result in results]
 
 
-async def read_all(wire: Wire, count: int) -> tuple[list[Any], redis_errors.ResponseError | None]:
-    """Reads replies, and tells the first refusal among them."""
-    replies: list[Any] = []
-    refusal: redis_errors.ResponseError | None = None
-    for _ in range(count):
-        try:
-            replies.append(await wire.read())
-        except redis_errors.ResponseError as exc:
-            refusal = refusal or exc
-    return replies, refusal
-
-
-async def read_limit(wire: Wire, where: str) -> int:
+async def read_limit(pool: Pool, where: str) -> int:
     """The server's maxmemory in bytes, 0 for none or unknown; warns if it drops objects."""
     try:
         # CONFIG GET would do, but hosted servers refuse it more often.
-        text: bytes = await wire.call("INFO", "memory")
-    except redis_errors.ResponseError:
-        return 0
+        text: bytes = await pool.request(command("INFO", "memory"))
+    except ConnectorError as error:
+        if isinstance(error.__cause__, redis_errors.ResponseError):
+            return 0
+        raise
     info = dict(line.split(":", 1) for line in text.decode().split("\r\n") if ":" in line)
     limit = int(info.get("maxmemory", 0))
     policy = info.get("maxmemory_policy", "")

@@ -31,8 +31,10 @@ from redis import exceptions as redis_errors
 
 from proxyplane.connectors.redis.errors import is_passing
 from proxyplane.connectors.redis.later import WAS_SET, look_up
+from proxyplane.connectors.redis.pool import Pool
+from proxyplane.connectors.redis.resp import Reply
 from proxyplane.connectors.redis.url import RedisOptions
-from proxyplane.connectors.redis.wire import Pool, Wire
+from proxyplane.connectors.redis.wire import Wire
 from proxyplane.exceptions import (
     ConnectorClosedError,
     ConnectorError,
@@ -130,8 +132,8 @@ class Waiters:
     async def _glance(self, name: bytes) -> None:
         """A wait without waiting."""
         try:
-            async with asyncio.timeout(LOOK_SECONDS), self._pool.wire() as wire:
-                ((there, registered),) = await look_up(wire, [name])
+            async with asyncio.timeout(LOOK_SECONDS):
+                ((there, registered),) = await look_up(self._pool, [name])
         except TimeoutError:
             raise self._timeout_error(name, 0) from None
         if not there:
@@ -202,28 +204,22 @@ class Waiters:
         if not self._waiting:
             return
         async with self._pool.extra() as wire:
-            reader = asyncio.create_task(self._read(wire))
-            reader.add_done_callback(lambda _: self._stir.set())
-            try:
-                await self._follow(wire, reader)
-            finally:
-                reader.cancel()
-                await asyncio.wait([reader])
-                if not reader.cancelled():
-                    reader.exception()  # seen
+            wire.on_push = self._hear
+            wire.on_lost = self._stir.set
+            await self._follow(wire)
 
-    async def _follow(self, wire: Wire, reader: asyncio.Task[None]) -> None:
+    async def _follow(self, wire: Wire) -> None:
         loop = asyncio.get_running_loop()
         self._fresh = dict.fromkeys(self._waiting)
         due = loop.time() + BACKSTOP_SECONDS
         while self._waiting or await self._linger():
-            _check(reader)
+            wire.check()
             left = due - loop.time()
             if left <= 0:
-                await self._prepare_backstop(wire)
+                self._prepare_backstop(wire)
                 due = loop.time() + BACKSTOP_SECONDS
             elif self._fresh:
-                await self._subscribe_and_look(wire, reader)
+                await self._subscribe_and_look(wire)
                 self._reached()
             else:
                 await self._nap(left)
@@ -240,34 +236,34 @@ class Waiters:
                 await self._stir.wait()
         self._stir.clear()
 
-    async def _prepare_backstop(self, wire: Wire) -> None:
+    def _prepare_backstop(self, wire: Wire) -> None:
         self._fresh = dict.fromkeys(self._waiting)
         # To subscribe once more is acknowledged too, by a connection that is alive.
         self._subscribed.discard(next(iter(self._waiting), b""))
         if idle := self._subscribed - self._waiting.keys():
             self._subscribed -= idle
-            await wire.ask(("UNSUBSCRIBE", *idle))
+            wire.tell("UNSUBSCRIBE", *idle)
 
-    async def _subscribe_and_look(self, wire: Wire, reader: asyncio.Task[None]) -> None:
+    async def _subscribe_and_look(self, wire: Wire) -> None:
         batch = list(itertools.islice(self._fresh, BATCH))
         for name in batch:
             del self._fresh[name]
         new = {name for name in batch if name in self._waiting} - self._subscribed
         if new:
-            await wire.ask(("SUBSCRIBE", *new))
+            wire.tell("SUBSCRIBE", *new)
             async with _in_time():
                 while not new <= self._subscribed:
                     await self._stir.wait()
                     self._stir.clear()
-                    _check(reader)
+                    wire.check()
         await self._look(batch)
 
     async def _look(self, names: Iterable[bytes]) -> None:
         """Wakes those whose object is there or gone."""
         left = (name for name in names if name in self._waiting)
         while batch := list(itertools.islice(left, BATCH)):
-            async with self._pool.wire() as wire, _in_time():
-                found = await look_up(wire, batch)
+            async with _in_time():
+                found = await look_up(self._pool, batch)
             for name, (there, registered) in zip(batch, found, strict=True):
                 if there:
                     self._end(name)
@@ -276,18 +272,17 @@ class Waiters:
                 elif (interest := self._waiting.get(name)) is not None:
                     interest.asleep = name in self._subscribed
 
-    async def _read(self, wire: Wire) -> None:
+    def _hear(self, push: Reply) -> None:
         """Takes what the server sends."""
-        while True:
-            kind, name, what = await wire.read_response()
-            if kind == b"subscribe":
-                self._subscribed.add(name)
-                self._stir.set()
-            elif kind == b"message" and name in self._waiting:
-                if what == WAS_SET and self._waiting[name].asleep:
-                    self._end(name)
-                else:
-                    self._look_again(name)
+        kind, name, what = push
+        if kind == b"subscribe":
+            self._subscribed.add(name)
+            self._stir.set()
+        elif kind == b"message" and name in self._waiting:
+            if what == WAS_SET and self._waiting[name].asleep:
+                self._end(name)
+            else:
+                self._look_again(name)
 
     # -- what is told -------------------------------------------------------------------------
 
@@ -335,11 +330,6 @@ async def _in_time() -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise redis_errors.ConnectionError("the connection is silent") from None
-
-
-def _check(reader: asyncio.Task[None]) -> None:
-    if reader.done():
-        reader.result()
 
 
 def _copied(error: Exception) -> Exception:

@@ -1,350 +1,355 @@
-"""Connections to the server: one pool per event loop, and rules for when one is dropped.
+"""One connection: requests in, replies out, matched by their order.
 
-redis-py makes the connection (TLS, login, database, parsing of replies); which connection serves
-whom is decided here. Its own pools were tried first: `ConnectionPool` raises when it is exhausted,
-and `BlockingConnectionPool` suspends while it takes a connection back, so that a task cancelled
-there leaks one, and waits on a condition that on Python 3.11 can lose a wake-up when a waiter is
-cancelled. Here taking is one semaphore and giving back never suspends.
+redis-py makes the connection, and logs in. From then on the transport is ours: redis-py would copy
+each reply two or three times, and stall the loop meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
-import ssl
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import Any, cast
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
 
 from redis import exceptions as redis_errors
-from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 
-from proxyplane._runtime.workers import run_in_worker
-from proxyplane.connectors.redis.errors import map_errors
-from proxyplane.connectors.redis.url import RedisOptions
-from proxyplane.exceptions import (
-    ConfigError,
-    ConnectorClosedError,
-    ConnectorLostError,
-    ConnectorUnavailableError,
-)
+from proxyplane.connectors.redis.link import Link
+from proxyplane.connectors.redis.resp import Parser, Reply, command
 
-# A command is handed to the transport in slices of this size. Until Python 3.11 a transport joins
-# what it is given, and later ones keep it until it is sent: so no more than a slice is ever
-# copied, no more than a slice stalls the loop, and a cancelled put leaves no more than this of the
-# caller's memory to a dying transport. From 512 KiB up the size makes no difference in speed.
-SLICE = 1 << 20
+# A command is handed to the transport in slices of this size. Until Python 3.11 a transport copies
+# what it cannot send at once, and later ones keep it until it is sent: so no more than a slice is
+# ever copied, no more than a slice stalls the loop, and a cancelled put leaves no more than this of
+# the caller's memory to a dying transport. From 512 KiB up the size makes no difference in speed.
+SLICE: Final = 1 << 20
 
 # Up to here to join the pieces of a command is cheaper than anything else.
-_SMALL = 16 << 10
+SMALL: Final = 16 << 10
 
 Piece = bytes | bytearray | memoryview
 
-# redis-py tells the server its own version, which it reads from the installed package's metadata
-# for each connection anew: files, on the loop. How to have it say nothing depends on its version.
-_QUIET: dict[str, Any] = (
-    {"driver_info": None}
-    if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
-    else {"lib_name": None, "lib_version": None}
-)
+_PENDING: Final = object()
 
 
-class Wire(AbstractConnection):
+class Slot:
+    """The place of one reply, in the order of the requests."""
+
+    __slots__ = ("into", "value", "waiter")
+
+    def __init__(self, into: memoryview | None = None) -> None:
+        self.value: Reply = _PENDING
+        self.waiter: asyncio.Future[None] | None = None
+        # Where the reply is to be written, if it is a long string of just this length.
+        self.into = into
+
+
+class Wire(asyncio.BufferedProtocol):
     """One connection, which knows whether it is in step with the server.
 
+    A caller who is cancelled leaves the place of its reply behind, and the reply is dropped when it
+    comes. So a connection survives its callers.
+
+    Args:
+        link: The connection, made and logged in.
+        patience: Seconds without any progress after which it counts as lost.
+
     Attributes:
-        owed: Replies that were asked for and not yet read. A connection that is given back with
-            one of them outstanding would answer the next caller with it, so it is dropped.
-        midway: Whether the server holds state for this caller, such as a transaction.
+        patience: The same.
+        midway: Whether the server holds state for this caller, such as a transaction, so that no
+            other one can use the connection.
+        on_push: Called with what the server sends without having been asked.
+        on_lost: Called when the connection is lost.
     """
 
-    owed: int = 0
-    midway: bool = False
-    patience: float | None = None
+    def __init__(self, link: Link, patience: float) -> None:
+        self.patience = patience
+        self.midway = False
+        self.on_push: Callable[[Reply], object] | None = None
+        self.on_lost: Callable[[], object] | None = None
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._transport = link.transport
+        self._slots: deque[Slot] = deque()  # of replies that did not come
+        self._unread: deque[Slot] = deque()  # those that `read` reads
+        self._parser = Parser(self._on_reply, self._place, link.refusal)
+        self._error: BaseException | None = None
+        self._writable: asyncio.Future[None] | None = None  # while the transport is full
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._since = 0.0  # when something last came or went
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport.set_protocol(self)
 
-    async def send(self, pieces: Iterable[Piece], replies: int) -> None:
-        """Sends commands, without joining their pieces.
+    # -- requests -----------------------------------------------------------------------------
+
+    def request(self, data: bytes, count: int = 1) -> list[Slot]:
+        """Sends small commands together, without waiting for anything; gives their places.
 
         Raises:
-            TimeoutError: A slice was not taken within the time-out.
+            redis.ConnectionError: The connection is lost.
         """
-        self.owed += replies
-        pieces = list(pieces)
-        if sum(map(len, pieces)) <= _SMALL and self._writer is not None and not self._unsent():
-            # Goes to the kernel at once, so there is nothing to wait for. A connection that is
-            # closing says so to the reader of the replies.
-            self._writer.write(b"".join(pieces))
-            return
-        for slice_ in _slices(pieces):
-            if not self.is_connected:
-                # redis-py would reconnect, and send the rest of a command to a new session.
-                raise redis_errors.ConnectionError("the connection was closed while sending")
-            try:
-                async with asyncio.timeout(self.patience):
-                    # Typed for bytes, but made for whatever a transport takes.
-                    await self.send_packed_command(cast("list[bytes]", slice_), check_health=False)
-            finally:
-                slice_.clear()  # a view held by a traceback would keep the caller's map open
+        self.check()
+        slots = [Slot() for _ in range(count)]
+        self._expect(slots)
+        self._transport.write(data)
+        return slots
 
-    def _unsent(self) -> int:
-        """Bytes that the transport still holds."""
-        assert self._writer is not None
-        return self._writer.transport.get_write_buffer_size()
+    async def take(self, slot: Slot) -> Reply:
+        """The reply of a request.
+
+        Raises:
+            redis.RedisError: The server refused, or the connection was lost.
+            TimeoutError: Nothing came for as long as this connection is patient.
+        """
+        if slot.value is _PENDING:
+            await self.arrival(slot)
+        if isinstance(slot.value, Exception):
+            raise slot.value
+        return slot.value
+
+    async def arrival(self, slot: Slot) -> None:
+        """Waits for a reply, and so for those before it.
+
+        Raises:
+            redis.ConnectionError: The connection was lost.
+            TimeoutError: Nothing came for as long as this connection is patient.
+        """
+        if slot.value is not _PENDING:
+            return
+        self.check()
+        slot.waiter = self._loop.create_future()
+        try:
+            await slot.waiter
+        finally:
+            slot.waiter = None
+        if slot.value is _PENDING:
+            raise self._lost()
+
+    async def call(self, *words: bytes | str | int) -> Reply:
+        """Sends one small command and takes its reply."""
+        return await self.take(self.request(command(*words))[0])
+
+    # -- for one caller who has the connection for itself ---------------------------------------
+
+    async def send(self, pieces: Iterable[Piece], replies: int | Sequence[Slot]) -> None:
+        """Sends commands, without joining their pieces; `read` the replies in order.
+
+        Args:
+            pieces: The commands.
+            replies: How many there will be, or their places.
+
+        Raises:
+            TimeoutError: Nothing was taken for as long as this connection is patient.
+            redis.ConnectionError: The connection is lost.
+        """
+        pieces = list(pieces)
+        slots = [Slot() for _ in range(replies)] if isinstance(replies, int) else replies
+        self._unread += slots
+        self.check()
+        self._expect(slots)
+        if sum(map(len, pieces)) <= SMALL and self._writable is None:
+            self._transport.write(b"".join(pieces))
+            return
+        try:
+            for slice_ in _slices(pieces):
+                for piece in slice_:
+                    self._transport.write(piece)
+                slice_.clear()
+                await self._drain()
+        except BaseException:
+            self.abort()  # half a command was sent
+            raise
+        finally:
+            # A view held by a traceback would keep the caller's map open.
+            slice_ = piece = None  # type: ignore[assignment]
 
     async def ask(self, *commands: tuple[Any, ...]) -> None:
         """Sends small commands together; `read` their replies in order."""
-        packed = [piece for command in commands for piece in self.pack_command(*command)]
-        await self.send(packed, len(commands))
+        await self.send([command(*words) for words in commands], len(commands))
 
-    async def read(self) -> Any:
-        """The next reply.
+    async def read(self) -> Reply:
+        """The next reply; see `take`."""
+        return await self.take(self._unread.popleft())
+
+    async def read_few(self, count: int) -> tuple[list[Reply], Exception | None]:
+        """The next replies, and the first refusal among them.
 
         Raises:
-            redis.ResponseError: The server replied with an error; the connection stays in step.
-            TimeoutError: It did not come within the time-out.
+            redis.ConnectionError: The connection was lost.
+            TimeoutError: They did not come.
         """
-        async with asyncio.timeout(self.patience):
+        replies: list[Reply] = []
+        refusal: Exception | None = None
+        for _ in range(count):
             try:
-                reply = await self.read_response()
-            except redis_errors.ResponseError:
-                self.owed -= 1
-                raise
-        self.owed -= 1
-        return reply
-
-    async def read_few(self, count: int) -> tuple[list[Any], redis_errors.ResponseError | None]:
-        """The next replies, which come together, and the first refusal among them.
-
-        Raises:
-            TimeoutError: Not all of them came within the time-out.
-        """
-        replies: list[Any] = []
-        refusal: redis_errors.ResponseError | None = None
-        async with asyncio.timeout(self.patience):
-            for _ in range(count):
-                try:
-                    replies.append(await self.read_response())
-                except redis_errors.ResponseError as exc:
-                    refusal = refusal or exc
-                self.owed -= 1
+                replies.append(await self.read())
+            except redis_errors.ResponseError as error:
+                refusal = refusal or error
         return replies, refusal
 
-    async def call(self, *command: Any) -> Any:
-        """Sends one small command and reads its reply."""
-        await self.ask(command)
-        return await self.read()
+    def tell(self, *words: bytes | str | int) -> None:
+        """Sends a command to which the server replies by pushes; see `on_push`."""
+        self.check()
+        self._transport.write(command(*words))
 
-    def is_stale(self) -> bool:
-        """Whether the server has closed this idle connection, as far as the loop has noticed."""
-        return self._reader is None or self._reader.at_eof() or self._reader.exception() is not None
+    def leave(self) -> None:
+        """The caller goes; replies that it did not read are dropped."""
+        self._unread.clear()
 
-    def abort(self) -> None:
+    async def settled(self) -> None:
+        """Waits until no reply is outstanding; raises as `arrival` does."""
+        if self._slots:
+            await self.arrival(self._slots[-1])
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[int]:
+        """The file descriptor of the socket, which nobody else uses inside the block."""
+        self._transport.pause_reading()
+        try:
+            yield self._transport.get_extra_info("socket").fileno()
+        finally:
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    # -- the state ----------------------------------------------------------------------------
+
+    @property
+    def owed(self) -> int:
+        """How many replies are outstanding."""
+        return len(self._slots)
+
+    @property
+    def bulk(self) -> int:
+        """How many bytes of large replies are outstanding."""
+        return sum(len(slot.into) for slot in self._slots if slot.into is not None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone, as far as the loop has noticed."""
+        return self._error is not None
+
+    def check(self) -> None:
+        """Raises redis.ConnectionError if the connection is lost."""
+        if self._error is not None:
+            raise self._lost()
+
+    def refusal(self, text: str) -> Exception:
+        """The exception for what a server says when it refuses."""
+        return self._link.refusal(text)
+
+    def abort(self, reason: BaseException | None = None) -> None:
         """Closes at once: what was not sent is never sent, and no reply is read any more."""
-        if self._writer is not None:
-            self._writer.transport.abort()
-        self._parser.on_disconnect()  # type: ignore[no-untyped-call]
-        self._reader = self._writer = None
-
-    async def disconnect(self, nowait: bool = False, *args: Any, **kwargs: Any) -> None:
-        """Closes; redis-py calls it with `nowait` when a step failed or was cancelled.
-
-        Its own lets the transport send the rest even then, so a cancelled put would go on, from
-        memory that its caller may change by now.
-        """
-        if nowait:
-            self.abort()
-        else:
-            await super().disconnect(nowait, *args, **kwargs)
-
-
-class TCPWire(Wire, Connection):
-    """Over TCP, with TLS when it was given a context."""
-
-    def __init__(self, *, tls: ssl.SSLContext | None = None, **kwargs: Any) -> None:
-        self.tls = tls
-        super().__init__(**kwargs)
-
-    def _connection_arguments(self) -> Mapping[str, Any]:
-        # redis-py's own TLS connection reads the certificates anew for each connection.
-        return {"host": self.host, "port": self.port, "ssl": self.tls}
-
-
-class UnixWire(Wire, UnixDomainSocketConnection):
-    """Over a socket of this machine."""
-
-    async def _connect(self) -> None:
-        # redis-py's logs in here, and then a second time like every other connection.
-        self._reader, self._writer = await asyncio.open_unix_connection(path=self.path)
-
-
-def make_tls_context(options: RedisOptions) -> ssl.SSLContext:
-    """The TLS settings of a connector; reads files.
-
-    Raises:
-        OSError: A file cannot be read, or is no certificate (`ssl.SSLError`).
-    """
-    context = ssl.create_default_context(cafile=options.ssl_ca_certs)
-    context.check_hostname = options.ssl_check_hostname
-    if options.ssl_certfile:
-        context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
-    return context
-
-
-async def load_tls_context(options: RedisOptions) -> ssl.SSLContext:
-    """The same, off the loop.
-
-    Raises:
-        ConfigError: A file cannot be used; the message names those that are configured.
-    """
-    try:
-        return await run_in_worker(make_tls_context, options)
-    except OSError as exc:
-        named = [
-            f"{name}={value}"
-            for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-            if (value := getattr(options, name))
-        ]
-        raise ConfigError(
-            f"the certificates for {options.where} cannot be used ({', '.join(named)}): {exc}"
-        ) from exc
-
-
-class Pool:
-    """The connections of one event loop, made on demand, used by one caller at a time.
-
-    Args:
-        options: How to connect.
-        tls: For ``rediss``.
-    """
-
-    def __init__(self, options: RedisOptions, tls: ssl.SSLContext | None) -> None:
-        self._options = options
-        self._tls = tls
-        self._room = asyncio.Semaphore(options.max_connections)
-        self._idle: list[Wire] = []
-        self._busy: set[Wire] = set()
-        self._closed = False
-
-    @contextlib.asynccontextmanager
-    async def wire(self) -> AsyncIterator[Wire]:
-        """A connection for one caller; waits when all are in use.
-
-        It goes back to the pool only if every reply was read, whatever ends the block.
-
-        Raises:
-            ConnectorUnavailableError: None can be made.
-            ConnectorLostError: It broke inside the block.
-            ConnectorClosedError: The pool was closed, before or meanwhile.
-        """
-        async with self._room:
-            self._check_open()
-            wire = self._take()
-            try:
-                async with self._using(wire):
-                    yield wire
-            finally:
-                # No await from here on: a task can be cancelled only where it waits.
-                if wire.owed or wire.midway or self._closed or not wire.is_connected:
-                    wire.abort()
-                else:
-                    self._idle.append(wire)
-
-    @contextlib.asynccontextmanager
-    async def extra(self) -> AsyncIterator[Wire]:
-        """A new connection, not counted as one of the pool's, which ends with the block.
-
-        For what holds a connection for long. Raises what `wire` raises.
-        """
-        self._check_open()
-        wire = self._make()
-        try:
-            async with self._using(wire):
-                yield wire
-        finally:
-            wire.abort()
-
-    @contextlib.asynccontextmanager
-    async def _using(self, wire: Wire) -> AsyncIterator[None]:
-        self._busy.add(wire)
-        try:
-            if not wire.is_connected:
-                with map_errors(self._options, connecting=True):
-                    await self._connect(wire)
-            with map_errors(self._options):
-                yield
-        except (ConnectorLostError, ConnectorUnavailableError) as error:
-            self._check_open()  # closed by you, not lost
-            if isinstance(error, ConnectorLostError):
-                # The idle ones may have ended the same way. If that was without a word, each
-                # would cost the next callers a time-out.
-                self._drop_idle()
-            raise
-        finally:
-            self._busy.discard(wire)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ConnectorClosedError(f"the connector of {self._options.where} was closed")
-
-    def _take(self) -> Wire:
-        # The one used last: those at the bottom stay unused, and the server may drop them.
-        while self._idle:
-            wire = self._idle.pop()
-            if not wire.is_stale():
-                return wire
-            wire.abort()
-        return self._make()
-
-    def _drop_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for wire in idle:
-            wire.abort()
-
-    def _make(self) -> Wire:
-        options = self._options
-        common: dict[str, Any] = {
-            "db": options.db,
-            "username": options.username,
-            "password": options.password,
-            "protocol": 2,  # spares the HELLO, which servers before 6.0 do not know
-            "socket_timeout": None,  # each step has one of its own, see Wire.send and Wire.read
-            "socket_connect_timeout": None,
-            **_QUIET,
-        }
-        wire: Wire
-        if options.scheme == "unix":
-            wire = UnixWire(path=options.path, **common)
-        else:
-            wire = TCPWire(host=options.host, port=options.port, tls=self._tls, **common)
-        wire.patience = options.timeout
-        return wire
-
-    async def _connect(self, wire: Wire) -> None:
-        async with asyncio.timeout(self._options.connect_timeout):
-            await wire.connect()  # type: ignore[no-untyped-call]
-            # A server that wants a password takes a connection without one, and hangs up on the
-            # first large command without saying why; it answers a small one.
-            await wire.ask(("PING",))
-            try:
-                await wire.read()
-            except redis_errors.NoPermissionError:
-                pass  # it knows the user, who may not PING
+        self._transport.abort()
+        self._fail(reason or ConnectionAbortedError("closed on this side"))
 
     async def aclose(self) -> None:
-        """Closes every connection; callers that wait or are served get ConnectorClosedError."""
-        self._closed = True
-        for wire in [*self._busy]:
-            wire.abort()
-        idle, self._idle = self._idle, []
+        """Closes as the protocol wants it; with TLS that needs an answer, which may not come."""
+        self._transport.close()
+        await asyncio.shield(self._closed)
+
+    # -- as asyncio calls it --------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the transport writes."""
+        return self._parser.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The transport has written."""
+        self._since = self._loop.time()
         try:
-            for wire in idle:
-                # The polite end of TLS needs an answer, which may never come.
-                with contextlib.suppress(Exception):
-                    async with asyncio.timeout(1):
-                        await wire.disconnect()
-        finally:  # also when this is cancelled, as it is on the library's loop at exit
-            for wire in idle:
-                wire.abort()
+            self._parser.received(nbytes)
+        except redis_errors.InvalidResponse as error:
+            self.abort(error)
+
+    def eof_received(self) -> None:
+        """The server has closed; the transport follows."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        self._fail(exc or ConnectionResetError("the server closed the connection"))
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def pause_writing(self) -> None:
+        """The transport holds enough."""
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        self._since = self._loop.time()
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _expect(self, slots: Iterable[Slot]) -> None:
+        if not self._slots:
+            self._since = self._loop.time()
+        self._slots += slots
+        if self._timer is None:
+            self._timer = self._loop.call_later(self.patience, self._look)
+
+    def _look(self) -> None:
+        """Takes the connection for lost if there was no progress for too long."""
+        self._timer = None
+        if not self._slots and self._writable is None:
+            return
+        left = self.patience - (self._loop.time() - self._since)
+        if left <= 0:
+            self.abort(TimeoutError())
+        else:
+            self._timer = self._loop.call_later(left, self._look)
+
+    async def _drain(self) -> None:
+        while self._writable is not None:
+            # Shielded: the future is that of all who wait.
+            await asyncio.shield(self._writable)
+        self.check()
+
+    def _place(self, size: int) -> memoryview | None:
+        into = self._slots[0].into if self._slots else None
+        return into if into is not None and len(into) == size else None
+
+    def _on_reply(self, value: Reply) -> None:
+        if not self._slots:
+            if isinstance(value, Exception):
+                self.abort(value)
+                return
+            if self.on_push is not None:
+                self.on_push(value)
+                return
+            self.abort(redis_errors.InvalidResponse(f"the server sent {str(value)[:80]!r} unasked"))
+            return
+        slot = self._slots.popleft()
+        slot.value = value
+        if slot.waiter is not None and not slot.waiter.done():
+            slot.waiter.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is not None:
+            return
+        self._error = error
+        if self._timer is not None:
+            self._timer.cancel()
+        for slot in self._slots:
+            if slot.waiter is not None and not slot.waiter.done():
+                slot.waiter.set_result(None)
+            slot.into = None
+        self._slots.clear()
+        self.resume_writing()
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def _lost(self) -> Exception:
+        """A new exception for each: a shared one would collect everybody's traceback."""
+        if isinstance(self._error, TimeoutError):
+            return TimeoutError()
+        if isinstance(self._error, redis_errors.RedisError):
+            return copy.copy(self._error)
+        error = redis_errors.ConnectionError("the connection was lost")
+        error.__cause__ = self._error
+        return error
 
 
 def _slices(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

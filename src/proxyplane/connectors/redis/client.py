@@ -1,0 +1,164 @@
+"""What the connector does in one event loop, with the connections of that loop."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from typing import Any, Final
+
+from proxyplane._runtime.io_thread import on_io_thread
+from proxyplane.abc import Buffer
+from proxyplane.connectors.redis import behind
+from proxyplane.connectors.redis.later import (
+    SETTING_REPLIES,
+    Setting,
+    setting,
+    what_was_set,
+)
+from proxyplane.connectors.redis.pool import Pool
+from proxyplane.connectors.redis.resp import command
+from proxyplane.connectors.redis.transfer import (
+    FIRST,
+    LARGEST,
+    MORE,
+    Body,
+    Touched,
+    first_window,
+    pipeline,
+    read_large,
+    read_limit,
+    read_many,
+    read_windows,
+    small_body,
+    write_together,
+)
+from proxyplane.connectors.redis.url import RedisOptions
+from proxyplane.connectors.redis.waiting import Waiters
+from proxyplane.connectors.redis.wire import SMALL, Wire
+from proxyplane.exceptions import ObjectTooLargeError
+
+_NUMBERS_AHEAD: Final = 512  # replies that are a number
+_FEW: Final = 16  # commands that may go together on the shared connection
+
+
+class Client:
+    """What the connector keeps for one event loop.
+
+    Args:
+        options: How to reach the server.
+        tls: For ``rediss``.
+
+    Attributes:
+        pool: The connections.
+        waiters: Who waits for an object.
+    """
+
+    def __init__(self, options: RedisOptions, tls: ssl.SSLContext | None) -> None:
+        self.pool = Pool(options, tls)
+        self.waiters = Waiters(self.pool, options)
+        self._options = options
+        # The server's maxmemory in bytes, 0 for none or unknown; None until asked for.
+        self._limit: int | None = None
+
+    async def store(self, name: bytes, body: Body, *, mine: bool = False) -> bool:
+        """Stores one object unless the key is taken; returns whether it was not.
+
+        Args:
+            name: The Redis key.
+            body: The object.
+            mine: Whether nobody else can know the key, so that when this is cancelled the object
+                is of no use to anybody.
+        """
+        await self._check_limit(body.size)
+        used: Wire | None = None
+        try:
+            if body.size <= SMALL:
+                return await self.pool.request(b"".join(body.set_command(name))) is not None
+            async with self.pool.wire() as used:
+                await used.send(body.set_command(name), 1)
+                return await used.read() is not None
+        except asyncio.CancelledError:
+            if mine:
+                self.pool.forget(command("UNLINK", name), used)
+            raise
+
+    async def store_together(self, batch: Sequence[tuple[bytes, Body]]) -> list[bool]:
+        """Stores several objects, all or none; tells for each whether it was not there before."""
+        await self._check_limit(max(body.size for _, body in batch))
+        async with self.pool.wire() as wire:
+            return await write_together(wire, batch)
+
+    async def store_registered(self, name: bytes, body: Body) -> Setting:
+        """Stores the object of a registered key."""
+        await self._check_limit(body.size)
+        pieces = setting(name, body)
+        if body.size <= SMALL:
+            return what_was_set(await self.pool.requests(b"".join(pieces), SETTING_REPLIES))
+        async with self.pool.wire() as wire:
+            await wire.send(pieces, SETTING_REPLIES)
+            replies, refusal = await wire.read_few(SETTING_REPLIES)
+            if refusal is not None:
+                raise refusal
+        return what_was_set(replies)
+
+    async def read(self, name: bytes, size: int | None) -> bytearray | None:
+        """Reads one object of about `size` bytes."""
+        if size is None or size <= FIRST:
+            body = small_body(await self.pool.request(first_window(name)))
+            if body is not MORE:
+                return body
+            size = None
+        return await read_large(self.pool, name, size, self._read_large)
+
+    async def read_many(
+        self, names: Sequence[bytes], sizes: Sequence[int | None]
+    ) -> list[Buffer | None]:
+        """Reads many objects."""
+        return await read_many(self.pool, names, sizes, self._read_large)
+
+    async def _read_large(self, wire: Wire, name: bytes, size: int) -> bytearray | Touched | None:
+        # With TLS a thread has nothing to gain: each record costs it a wait for the lock.
+        if size >= behind.LEAST and self._options.scheme != "rediss" and on_io_thread():
+            return await behind.read_behind(wire, name, size)
+        return await read_windows(wire, name, size)
+
+    async def count(self, commands: Sequence[tuple[Any, ...]]) -> list[bool]:
+        """Sends commands whose replies are numbers, and tells of each whether it is not zero."""
+        if len(commands) <= _FEW:
+            data = b"".join(command(*words) for words in commands)
+            return [bool(reply) for reply in await self.pool.requests(data, len(commands))]
+        async with self.pool.wire() as wire:
+            return await pipeline(wire, commands, ahead=_NUMBERS_AHEAD, convert=bool)
+
+    async def aclose(self) -> None:
+        """Ends every wait, and closes the connections."""
+        try:
+            await self.waiters.aclose()
+        finally:  # also when this is cancelled, as it is when another loop closes and this one ends
+            await self.pool.aclose()
+
+    async def _check_limit(self, size: int) -> None:
+        if self._limit is None:
+            self._limit = await read_limit(self.pool, self._options.where)
+        if self._limit:
+            check_size(
+                size, self._limit, "all the memory of the server (maxmemory)", self._options.where
+            )
+
+
+def check_size(size: int, limit: int, what: str, where: str) -> None:
+    """Raises ObjectTooLargeError before anything is sent.
+
+    The server would take all of it and then hang up.
+    """
+    if size > limit:
+        raise ObjectTooLargeError(
+            f"an object of {size} bytes does not fit in Redis at {where}: {limit} bytes are {what}",
+            hint="split the object, or use FileConnector",
+        )
+
+
+def check_largest(body: Body, where: str) -> None:
+    """The same for what no server holds under one key."""
+    check_size(body.size, LARGEST, "the most that Redis holds under one key", where)

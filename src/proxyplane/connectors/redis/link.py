@@ -1,0 +1,145 @@
+"""How a connection is made and logged in, which is left to redis-py."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from redis import exceptions as redis_errors
+from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
+
+from proxyplane._runtime.workers import run_in_worker
+from proxyplane.connectors.redis.url import RedisOptions
+from proxyplane.exceptions import ConfigError
+
+# redis-py tells the server its own version, which it reads from the installed package's metadata
+# for each connection anew: files, on the loop. How to have it say nothing depends on its version.
+_QUIET: dict[str, Any] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
+    else {"lib_name": None, "lib_version": None}
+)
+
+
+@dataclass
+class Link:
+    """A connection that is logged in, on which nothing is under way.
+
+    Attributes:
+        transport: The connection.
+        refusal: Makes the exception for what the server says when it refuses.
+    """
+
+    transport: asyncio.Transport
+    refusal: Callable[[str], Exception]
+    _writer: asyncio.StreamWriter  # closes the transport when it is dropped
+
+
+class _Dropped(AbstractConnection):
+    """A connection of redis-py's that ends at once when a step failed or was cancelled."""
+
+    async def disconnect(self, nowait: bool = False, *args: Any, **kwargs: Any) -> None:
+        """Drops the connection; a polite end would need an answer."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+        self._parser.on_disconnect()  # type: ignore[no-untyped-call]
+        self._reader = self._writer = None
+
+
+class _TCP(_Dropped, Connection):
+    """Over TCP, with TLS when it was given a context."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None, **kwargs: Any) -> None:
+        self.tls = tls
+        super().__init__(**kwargs)
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        # redis-py's own TLS connection reads the certificates anew for each connection.
+        return {"host": self.host, "port": self.port, "ssl": self.tls}
+
+
+class _Unix(_Dropped, UnixDomainSocketConnection):
+    """Over a socket of this machine."""
+
+    async def _connect(self) -> None:
+        # redis-py's logs in here, and then a second time like every other connection.
+        self._reader, self._writer = await asyncio.open_unix_connection(path=self.path)
+
+
+async def connect(options: RedisOptions, tls: ssl.SSLContext | None) -> Link:
+    """Makes a connection, in the time that `options` allow.
+
+    Raises:
+        OSError: There is no way to the server.
+        TimeoutError: It took too long.
+        redis.RedisError: The server refused.
+    """
+    common: dict[str, Any] = {
+        "db": options.db,
+        "username": options.username,
+        "password": options.password,
+        "protocol": 2,  # spares the HELLO, which servers before 6.0 do not know
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+        **_QUIET,
+    }
+    made: _TCP | _Unix
+    if options.scheme == "unix":
+        made = _Unix(path=options.path, **common)
+    else:
+        made = _TCP(host=options.host, port=options.port, tls=tls, **common)
+    try:
+        async with asyncio.timeout(options.connect_timeout):
+            await made.connect()  # type: ignore[no-untyped-call]
+            # A server that wants a password takes a connection without one, and hangs up on the
+            # first large command without saying why; it answers a small one.
+            await made.send_command("PING", check_health=False)
+            try:
+                await made.read_response()
+            except redis_errors.NoPermissionError:
+                pass  # it knows the user, who may not PING
+    except BaseException:
+        await made.disconnect()
+        raise
+    writer = made._writer
+    assert writer is not None
+    refusal = made._parser.parse_error
+    made._parser.on_disconnect()  # type: ignore[no-untyped-call]
+    made._reader = made._writer = None
+    return Link(cast(asyncio.Transport, writer.transport), refusal, writer)
+
+
+def make_tls_context(options: RedisOptions) -> ssl.SSLContext:
+    """The TLS settings of a connector; reads files.
+
+    Raises:
+        OSError: A file cannot be read, or is no certificate (`ssl.SSLError`).
+    """
+    context = ssl.create_default_context(cafile=options.ssl_ca_certs)
+    context.check_hostname = options.ssl_check_hostname
+    if options.ssl_certfile:
+        context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+    return context
+
+
+async def load_tls_context(options: RedisOptions) -> ssl.SSLContext:
+    """The same, off the loop.
+
+    Raises:
+        ConfigError: A file cannot be used; the message names those that are configured.
+    """
+    try:
+        return await run_in_worker(make_tls_context, options)
+    except OSError as exc:
+        named = [
+            f"{name}={value}"
+            for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+            if (value := getattr(options, name))
+        ]
+        raise ConfigError(
+            f"the certificates for {options.where} cannot be used ({', '.join(named)}): {exc}"
+        ) from exc

@@ -1,0 +1,180 @@
+"""The wire format of Redis (RESP2): replies as they arrive, long strings straight into place.
+
+Source: https://redis.io/docs/latest/develop/reference/protocol-spec/
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from redis import exceptions as redis_errors
+
+Reply = Any
+"""None, int, bytes, bytearray or memoryview (a long string), list of these, or an exception."""
+
+# What is read at once when nobody knows what comes. Of a long string no more than this is copied,
+# and so many short replies come in one call.
+ROOM: Final = 16 << 10
+# From here on a string gets a buffer of its own as soon as its length is known.
+_LONG = 4 << 10
+
+_new_buffer = ctypes.pythonapi.PyByteArray_FromStringAndSize
+_new_buffer.restype = ctypes.py_object
+_new_buffer.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t]
+
+
+def new_buffer(size: int) -> bytearray:
+    """A bytearray of `size` bytes with anything in it.
+
+    To fill 100 MB with zeros before they are read takes as long as reading them.
+    """
+    return cast(bytearray, _new_buffer(None, size))
+
+
+def command(*words: bytes | str | int) -> bytes:
+    """One command, as it is sent."""
+    parts = [b"*%d\r\n" % len(words)]
+    for word in words:
+        data = word if isinstance(word, bytes) else str(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
+class Parser:
+    """Takes what arrives, in pieces of any length, and tells of each reply.
+
+    Args:
+        deliver: Called with each reply, in order.
+        place: Asked where a long string of so many bytes goes, if it is a reply by itself; None
+            for a buffer of its own. The reply is then the view it returned.
+        refusal: Makes the exception for what the server says when it refuses.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[Reply], object],
+        place: Callable[[int], memoryview | None],
+        refusal: Callable[[str], Exception],
+    ) -> None:
+        self._deliver = deliver
+        self._place = place
+        self._refusal = refusal
+        self._buffer = bytearray(ROOM)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        # A long string on its way: what is told when it is there, and what is still empty.
+        self._long: Reply = None
+        self._empty: memoryview | None = None
+        self._skip = 0  # bytes of the line end after it
+        self._arrays: list[tuple[list[Reply], int]] = []  # begun, and how long they get
+
+    def room(self) -> memoryview:
+        """Where the next bytes go; never empty."""
+        if self._empty is not None:
+            return self._empty
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == ROOM:
+            rest = self._buffer[self._start : self._end]
+            if len(rest) == ROOM:
+                raise redis_errors.InvalidResponse("the server sent a line without an end")
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        return self._view[self._end :]
+
+    def received(self, count: int) -> None:
+        """`count` bytes were written to the beginning of `room`.
+
+        Raises:
+            redis.InvalidResponse: What came is not RESP.
+        """
+        if self._empty is None:
+            self._end += count
+        else:
+            self._empty = self._empty[count:]
+            if len(self._empty):
+                return
+            self._empty = None
+            self._skip = 2
+            value, self._long = self._long, None
+            self._complete(value)
+        self._parse()
+
+    def _parse(self) -> None:
+        buffer = self._buffer
+        while self._start < self._end:
+            start = self._start
+            if self._skip:
+                step = min(self._skip, self._end - start)
+                self._start += step
+                self._skip -= step
+                continue
+            stop = buffer.find(b"\r\n", start, self._end)
+            if stop < 0:
+                return
+            kind = buffer[start]
+            value: Reply
+            try:
+                if kind == 36:  # $
+                    size = int(buffer[start + 1 : stop])
+                    if size < 0:
+                        value = None
+                    elif stop + 4 + size <= self._end:
+                        value = bytes(self._view[stop + 2 : stop + 2 + size])
+                        stop += 2 + size
+                    elif size < _LONG:
+                        return
+                    else:
+                        self._begin(size, stop + 2)
+                        continue
+                elif kind == 58:  # :
+                    value = int(buffer[start + 1 : stop])
+                elif kind == 43:  # +
+                    value = bytes(self._view[start + 1 : stop])
+                elif kind == 45:  # -
+                    value = self._refusal(buffer[start + 1 : stop].decode("utf-8", "replace"))
+                elif kind == 42:  # *
+                    size = int(buffer[start + 1 : stop])
+                    if size > 0:
+                        self._arrays.append(([], size))
+                        self._start = stop + 2
+                        continue
+                    value = None if size < 0 else []
+                else:
+                    raise ValueError
+            except ValueError:
+                line = bytes(buffer[start : min(stop, start + 40)])
+                raise redis_errors.InvalidResponse(f"the server sent {line!r}") from None
+            self._start = stop + 2
+            self._complete(value)
+
+    def _begin(self, size: int, start: int) -> None:
+        """Goes on with a long string, the first bytes of which are in the buffer."""
+        view = None if self._arrays else self._place(size)
+        if view is None:
+            self._long = new_buffer(size)
+            view = memoryview(self._long)
+        else:
+            self._long = view
+        # At most the string itself; of the line end after it there may be a byte here.
+        here = min(self._end - start, size)
+        view[:here] = self._view[start : start + here]
+        self._start = start + here
+        self._empty = view[here:]
+        if here == size:
+            self._empty = None
+            self._skip = 2
+            value, self._long = self._long, None
+            self._complete(value)
+
+    def _complete(self, value: Reply) -> None:
+        while self._arrays:
+            array, size = self._arrays[-1]
+            array.append(value)
+            if len(array) < size:
+                return
+            self._arrays.pop()
+            value = array
+        self._deliver(value)
