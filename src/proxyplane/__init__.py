@@ -73,8 +73,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when it is asked for: a connector with its driver, since redis alone takes longer than all
-# the rest, and what is built on top of stores.
+# Imported when it is asked for: a connector with its driver, since redis alone takes longer than
+# all the rest, and what is built on top of stores.
 _LAZY = {
     "FileConnector": "proxyplane.connectors.file",
     "LocalConnector": "proxyplane.connectors.local",

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from proxyplane import _stores, serialization
-from proxyplane._operations import Operation
 from proxyplane._store_core import SerializerLike, StoreCore
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import OnBlocking, StoreConfig, connector_from_url
@@ -370,21 +369,11 @@ class Store(StoreCore):
         Raises:
             As `proxy`.
         """
-        owning = self.owning(obj, serializer, populate_target, skip_nonproxiable)
-        owner: OwnedProxy[T] = await owning.perform()
-        return owner
-
-    def owning(
-        self,
-        obj: Any,
-        serializer: SerializerLike,
-        populate_target: bool,
-        skip_nonproxiable: bool,
-    ) -> Operation[Any]:
-        """Stores an object; gives its owner."""
         from proxyplane.ownership import owning  # not all who have a store need it
 
-        return owning(self, obj, serializer, populate_target, skip_nonproxiable)
+        operation = owning(self, obj, serializer, populate_target, skip_nonproxiable)
+        owner: OwnedProxy[T] = await operation.perform()
+        return owner
 
     def proxy_from_key(
         self, key: str, *, evict: bool = False, eager: bool | None = None

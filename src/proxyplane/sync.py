@@ -255,7 +255,9 @@ class Store:
         skip_nonproxiable: bool = False,
     ) -> OwnedProxy[T]:
         """Blocking twin of `proxyplane.Store.owned_proxy`."""
-        return self._do(self._store.owning(obj, serializer, populate_target, skip_nonproxiable))
+        from proxyplane.ownership import owning  # not all who have a store need it
+
+        return self._do(owning(self._store, obj, serializer, populate_target, skip_nonproxiable))
 
     def proxy_from_key(
         self, key: str, *, evict: bool = False, eager: bool | None = None
