@@ -38,6 +38,7 @@ def connector(tmp_path):
     return made
 
 
+@pytest.mark.row("fork while waiting")
 def test_fork(connector):
     """A forked child begins with no watch and no waiter, can wait itself, and disturbs nobody."""
 
@@ -66,6 +67,7 @@ def test_fork(connector):
     asyncio.run(parent())
 
 
+@pytest.mark.row("exit while waiting")
 @pytest.mark.parametrize("where", ["loop", "thread", "library"])
 def test_exit_while_waiting(tmp_path, where):
     """A process that ends while somebody waits ends quietly."""

@@ -269,6 +269,7 @@ async def test_a_wait_that_is_over_leaves_nothing(redis, server):
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
 
+@pytest.mark.row("cancellation at every await")
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_wait_cancelled_at_each_suspension(redis_url, server, others):
     """Wherever it is cancelled it leaves nothing, and takes no wake-up from anybody else."""
@@ -295,6 +296,7 @@ async def test_a_wait_cancelled_at_each_suspension(redis_url, server, others):
     assert n > 1, "it was never cancelled"
 
 
+@pytest.mark.row("cancellation at every await")
 async def test_a_set_cancelled_at_each_suspension(redis_url, server):
     """A cancelled set has stored all or nothing: there is the object or the record, never both."""
     body = bytes(32 << 20)  # more than a socket takes at once
@@ -486,6 +488,7 @@ print("done")
 """
 
 
+@pytest.mark.row("fork while waiting")
 def test_forked_while_waiting(redis_url, server):
     """A child has waiters of its own, and leaves those of its parent, and their keys, alone."""
     result = subprocess.run(

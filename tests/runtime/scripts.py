@@ -132,6 +132,24 @@ def no_signal_comes(frame):
     return line.lstrip().startswith(("with ", "try:"))
 
 
+def open_store(url, **kwargs):
+    """A blocking store on the medium of a URL, or in memory, and its connector."""
+    store = sync.Store("s", LocalConnector() if url == "local" else url, register=True, **kwargs)
+    return store, store._store.connector
+
+
+def waited_for(connector):
+    """How many keys this process waits for through a connector, asleep."""
+    if hasattr(connector, "_medium"):
+        return len(connector._medium.waiters.names())
+    if hasattr(connector, "_waiting"):
+        place = connector._waiting._place
+        return len(place.waiters.names()) if place is not None and place.watched else 0
+    entries = list(connector._clients._entries.values())
+    interests = [one for client, _ in entries for one in list(client.waiters._waiting.values())]
+    return sum(interest.asleep for interest in interests)
+
+
 def descriptors():
     """How many descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))

@@ -11,6 +11,8 @@ import proxyplane
 from proxyplane import FileConnector, LocalConnector, RedisConnector, aresolve, is_resolved
 from proxyplane.testing import cancelled_at
 
+pytestmark = pytest.mark.row("cancellation at every await")
+
 BIG = [0] * 300_000  # encoded and decoded on a worker
 
 

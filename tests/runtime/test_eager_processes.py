@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from support.soak import times
+
 
 def test_switched_off_starts_no_thread(run, url):
     """A dispatcher that is told so unpickles proxies and starts no thread for them."""
@@ -151,10 +153,12 @@ class TestFork:
             url,
         )
 
+    @pytest.mark.row("fork while fetching")
     def test_fork_while_they_resolve(self, run, url):
         """A fork at any moment leaves both with proxies that work."""
         run(
-            """
+            f"""
+            TIMES = {times("fork while fetching")}
             warnings.filterwarnings("ignore", message=".*multi-threaded.*fork")
             with sync.Store("s", URL, cache_size=0) as store:
                 batch = store.proxy_batch([[i] for i in range(20)], populate_target=False)
@@ -164,9 +168,9 @@ class TestFork:
                     again = pickle.loads(data)
                     wait_until(lambda: all(map(is_resolved, again)))
                     assert copies == [[i] for i in range(20)]
-                for n in range(15):
+                for n in range(TIMES):
                     copies = pickle.loads(data)
-                    time.sleep(n * 0.0004)
+                    time.sleep(n % 15 * 0.0004)
                     assert in_child(child) == 0
                     assert copies == [[i] for i in range(20)]
             """,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 
+@pytest.mark.row("interrupt while waiting")
 def test_in_a_blocking_call(start):
     """It raises KeyboardInterrupt when the coroutine was cancelled and has cleaned up."""
     script = start(
@@ -63,6 +64,7 @@ def test_during_the_clean_up(start):
     script.end()
 
 
+@pytest.mark.row("interrupt while waiting")
 def test_in_a_touch(start):
     """A touch is interrupted, its flight cancelled, and the next one fetches."""
     script = start(
