@@ -25,11 +25,14 @@ from typing import Any, TypeAlias
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.io_thread import Outcome, io_thread
 from proxyplane._runtime.workers import run_in_worker
+from proxyplane.abc import Connector, SupportsSync
 from proxyplane.config import StoreConfig, connector_from_url, redact
 from proxyplane.exceptions import (
     AlreadyOwnedError,
+    ConnectorClosedError,
     ConnectorError,
     IOThreadError,
+    ObjectLostError,
     StoreClosedError,
     WrongProcessError,
 )
@@ -44,6 +47,9 @@ ATTEMPT_SECONDS = 30.0
 PAUSES = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 # How many keys are kept while their medium cannot be reached; the oldest are forgotten first.
 MOST_KEPT = 100_000
+
+# Where these come from there is nothing any more, or nothing that this process could reach.
+_GONE = (ConnectorClosedError, ObjectLostError, WrongProcessError)
 
 Factories: TypeAlias = "list[StoreFactory[Any]]"
 
@@ -112,7 +118,8 @@ class _Process:
         # What was asked for and has not happened yet. The thread puts a key here before it takes
         # it from there, so that at exit none is missed.
         self.under_way: Factories = []
-        self._lock = threading.Lock()
+        # Re-entrant: a finaliser of the user's, that the collector runs inside, may own too.
+        self._lock = threading.RLock()
         self._begun = False
 
     def begin(self) -> None:
@@ -124,12 +131,19 @@ class _Process:
         with self._lock:
             if self._begun:
                 return
-            # Python 3.13 clears in a child what was registered in its parent.
-            atexit.register(self.at_exit)
-            _at_end_of_child(self.at_exit)
-            # Unlike a `Thread` this does not wait until the thread runs.
-            _thread.start_new_thread(self._main, ())
             self._begun = True
+            try:
+                # Python 3.13 clears in a child what was registered in its parent.
+                atexit.register(self.at_exit)
+                _at_end_of_child(self.at_exit)
+                # Unlike a `Thread` this does not wait until the thread runs.
+                _thread.start_new_thread(self._main, ())
+            except RuntimeError as error:
+                self._begun = False
+                raise IOThreadError(
+                    f"proxyplane could not start a thread: {error}",
+                    hint="the interpreter is exiting, or the limit of threads is reached",
+                ) from error
 
     def ask(self, factory: StoreFactory[Any]) -> None:
         """Has an object evicted soon; may be called by finalisers."""
@@ -207,7 +221,7 @@ async def _evict_group(factories: Factories, seconds: float) -> Exception | None
         async with asyncio.timeout(seconds):
             await _evict_keys(factories[0], keys)
     except (ConnectorError, StoreClosedError, TimeoutError, OSError) as error:
-        return None if isinstance(error, WrongProcessError) else error
+        return None if isinstance(error, _GONE) else error
     except Exception:
         logger.exception("%d objects whose owners are gone cannot be evicted", len(keys))
     return None
@@ -216,15 +230,31 @@ async def _evict_group(factories: Factories, seconds: float) -> Exception | None
 async def _evict_keys(factory: StoreFactory[Any], keys: list[str]) -> None:
     store = factory._store_at_hand()
     if store is not None:
-        await store.evicting_batch(keys).perform()
+        try:
+            await store.evicting_batch(keys).perform()
+        except IOThreadError:
+            _evict_here(store.connector, keys)
         return
     # It was closed. To open it again would give it back its name, which others may want by now.
     config = StoreConfig.from_url(factory.reference)
-    connector = await run_in_worker(connector_from_url, config.connector)
+    try:
+        connector = await run_in_worker(connector_from_url, config.connector)
+    except IOThreadError:
+        connector = connector_from_url(config.connector)
     try:
         await connector.evict_batch(keys)
+    except IOThreadError:
+        _evict_here(connector, keys)
     finally:
         await connector.aclose()
+
+
+def _evict_here(connector: Connector, keys: list[str]) -> None:
+    """Evicts on the library's loop, at exit, when no thread can be started any more."""
+    if not isinstance(connector, SupportsSync):
+        raise ConnectorError(f"{connector!r} cannot evict without threads")
+    for key in keys:
+        connector.evict_sync(key)
 
 
 def _at_end_of_child(call: Callable[[], object]) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 import proxyplane as pp
 import proxyplane.sync
+from proxyplane import _evictions
 from proxyplane.exceptions import StoreNotFoundError
+from support.owners import until
 
 
 @pytest.fixture(params=["local", "file", "redis"])
@@ -35,6 +37,9 @@ def file_store(tmp_path: Any) -> Iterator[pp.sync.Store]:
 def _stores_are_closed() -> Iterator[None]:
     """What arrives opens its store, which has its name and its connections from then on."""
     yield
+    gc.collect()
+    process = _evictions._process
+    until(lambda: not process.asked and not process.under_way)
     for name in ("s", "made"):
         with contextlib.suppress(StoreNotFoundError):
             pp.sync.get_store(name).close()

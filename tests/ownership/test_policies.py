@@ -39,7 +39,6 @@ class TestPolicies:
             (ProxySize(8000), Path, False),
             (ProxySize(0), 1, True),
         ],
-        ids=repr,
     )
     def test_choice(self, policy: Any, item: Any, chosen: bool) -> None:
         """A policy chooses by type or size, and travels."""
