@@ -121,8 +121,8 @@ def the_wheel() -> Path:
     return wheel
 
 
-def run_tests(session: nox.Session, version: str) -> None:
-    """Runs the tests on one Python and leaves their count for the report."""
+def install_wheel(session: nox.Session) -> dict[str, str | None]:
+    """Installs the wheel and what the tests need; returns the environment to run them in."""
     wheel = the_wheel()
     install(session, "test", f"proxyplane[demo,uvloop] @ {wheel.as_uri()}")
     # In an environment that is used again (`nox -r`) a new wheel of the same version is not new.
@@ -138,6 +138,12 @@ def run_tests(session: nox.Session, version: str) -> None:
     )
     if "site-packages" not in str(where):
         session.error(f"the tests would run against {where}, not against the wheel")
+    return environment
+
+
+def run_tests(session: nox.Session, version: str) -> None:
+    """Runs the tests on one Python and leaves their count for the report."""
+    environment = install_wheel(session)
     RESULTS.mkdir(parents=True, exist_ok=True)
     result = RESULTS / f"{version}.xml"
     result.unlink(missing_ok=True)
@@ -155,6 +161,17 @@ for _version, _path in PYTHONS.items():
     def run_all(session: nox.Session, version: str = _version) -> None:
         """The tests on one Python."""
         run_tests(session, version)
+
+
+@nox.session(python=OLDEST, requires=["build"], default=False)
+def soak(session: nox.Session) -> None:
+    """The faults of tests/support/soak.py, each many times; some ten minutes."""
+    session.run(
+        *("python", "-m", "pytest", "-m", "row", "-n", "logical", "--dist", "worksteal"),
+        *("--timeout=900", "-o", "faulthandler_timeout=1000"),
+        *session.posargs,
+        env={**install_wheel(session), "PROXYPLANE_SOAK": "1"},
+    )
 
 
 @nox.session(python=OLDEST, requires=["build"])
