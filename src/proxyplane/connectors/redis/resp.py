@@ -6,6 +6,7 @@ Source: https://redis.io/docs/latest/develop/reference/protocol-spec/
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -24,13 +25,38 @@ _new_buffer = ctypes.pythonapi.PyByteArray_FromStringAndSize
 _new_buffer.restype = ctypes.py_object
 _new_buffer.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t]
 
+# As numpy does for its arrays, from the same size up.
+_HUGE: Final = 4 << 20
+_MADV_HUGEPAGE: Final = getattr(mmap, "MADV_HUGEPAGE", 0)  # Linux only
+
+
+def _find_madvise() -> Callable[[int, int, int], object] | None:
+    if not _MADV_HUGEPAGE:
+        return None
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return None
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return cast("Callable[[int, int, int], object]", madvise)
+
+
+_madvise: Final = _find_madvise()
+
 
 def new_buffer(size: int) -> bytearray:
     """A bytearray of `size` bytes with anything in it.
 
-    To fill 100 MB with zeros before they are read takes as long as reading them.
+    To fill 100 MB with zeros before they are read takes as long as reading them; and so does it to
+    be given them in pages of 4 KiB, so large pages are asked for.
     """
-    return cast(bytearray, _new_buffer(None, size))
+    buffer = cast(bytearray, _new_buffer(None, size))
+    if size >= _HUGE and _madvise is not None:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        # It is advice: where it is not taken, or not known, everything works as well.
+        _madvise(first, start + size - first, _MADV_HUGEPAGE)
+    return buffer
 
 
 def command(*words: bytes | str | int) -> bytes:
