@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.harness import REFERENCE, Report, Settings, has_reference
 
-EXPERIMENTS = ("wakeup", "pending", "together", "overlap", "pipeline", "files", "proxies")
+EXPERIMENTS = ("wakeup", "pending", "together", "overlap", "pipeline", "files", "bulk", "proxies")
 
 
 def main() -> int:

@@ -9,18 +9,16 @@ and a get.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
-import statistics
 import time
 import uuid
-from collections.abc import Awaitable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from benchmarks._figures import Found, keep, longest_stall, memory, no_collection
 from benchmarks._file_ways import SMALL, Ours, ways
 from benchmarks.harness import Report, object_directory, peer
 from proxyplane import Store
@@ -28,8 +26,6 @@ from proxyplane import Store
 LARGE = 100_000_000
 BLOCK = 25
 """Small calls of one way before the next has its turn."""
-
-Found = dict[str, list[float]]
 
 
 def run_reader(connection: Connection, place: str) -> None:
@@ -77,7 +73,7 @@ def carry(report: Report, parent: str | None, medium: str) -> None:
                     way.evict(key)
                     times[name].append((use - began, end - began, use - got))
             if turn:  # the first one warms up
-                _keep(times, (usable, read, opened), 1e3)
+                keep(times, (usable, read, opened), 1e3)
         for way in made.values():
             way.close()
     experiment = f"{count * 8 / 1e6:g} MB array, {medium}"
@@ -101,7 +97,7 @@ def call_small(
                 for name, way in made.items():
                     times[name].append(_block(way))
             if turn:
-                _keep(times, (puts, gets), 1e6)
+                keep(times, (puts, gets), 1e6)
         for way in made.values():
             way.close()
     for what, found, limit in (("put", puts, put_limit), ("get", gets, get_limit)):
@@ -122,24 +118,6 @@ def _block(way: Ours) -> tuple[float, float]:
         for key in keys:
             way.evict(key)
     return put, got
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Keeps the garbage collector from choosing whose time it takes."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def _keep(times: dict[str, list[tuple[float, ...]]], into: Sequence[Found], scale: float) -> None:
-    """Adds a round to the figures: the median of each column."""
-    for name, rows in times.items():
-        for found, column in zip(into, zip(*rows, strict=True), strict=True):
-            found.setdefault(name, []).append(statistics.median(column) * scale)
 
 
 def _add(
@@ -177,8 +155,8 @@ def stall(report: Report) -> None:
         store = Store(f"files-{uuid.uuid4().hex}", f"file://{place}", cache_size=0)
         for turn in range(report.settings.rounds + 1):
             array = np.full(count, turn)
-            put, key = await _longest_stall(store.put(array))
-            got, back = await _longest_stall(store.get(key))
+            put, key = await longest_stall(store.put(array))
+            got, back = await longest_stall(store.get(key))
             assert back[-1] == turn
             await store.evict(key)
             if turn:
@@ -193,25 +171,6 @@ def stall(report: Report) -> None:
         report.add(experiment, f"longest stall, {what}", "ms", values, target=("<=", 5))
 
 
-async def _longest_stall(call: Awaitable[Any]) -> tuple[float, Any]:
-    """The longest time, in seconds, between two turns of the loop; and what `call` gave."""
-    worst, last = 0.0, time.perf_counter()
-
-    async def tick() -> None:
-        nonlocal worst, last
-        while True:
-            await asyncio.sleep(0)
-            now = time.perf_counter()
-            worst, last = max(worst, now - last), now
-
-    ticking = asyncio.ensure_future(tick())
-    await asyncio.sleep(0)
-    result = await call
-    await asyncio.sleep(0)
-    ticking.cancel()
-    return worst, result
-
-
 def run_alone(connection: Connection, place: str, name: str, count: int) -> None:
     """A fresh process: the peak of its memory over what it had before, in bytes."""
     way = ways()[name](place)
@@ -221,24 +180,14 @@ def run_alone(connection: Connection, place: str, name: str, count: int) -> None
     key = connection.recv()
     if key is None:
         array = np.full(count, 7)
-        before = _memory("VmRSS")
+        before = memory("VmRSS")
         key = way.put(array)
     else:
-        before = _memory("VmRSS")
+        before = memory("VmRSS")
         assert int(way.get(key).sum()) == 7 * count
-    connection.send((key, _memory("VmHWM") - before))
+    connection.send((key, memory("VmHWM") - before))
     assert connection.recv() is None
     way.close()
-
-
-def _memory(field: str) -> int:
-    gc.collect()
-    if field == "VmRSS":
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as peak:
-            peak.write("5")  # the peak begins anew
-    with open("/proc/self/status", encoding="ascii") as status:
-        line = next(line for line in status if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024
 
 
 def weigh(report: Report) -> None:

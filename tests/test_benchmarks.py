@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXPERIMENTS = ["wakeup", "pending", "together", "overlap", "pipeline", "files", "proxies"]
+EXPERIMENTS = ["wakeup", "pending", "together", "overlap", "pipeline", "files", "bulk", "proxies"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they read /proc and use inotify")
 
