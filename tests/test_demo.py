@@ -430,7 +430,7 @@ def test_interrupt(home, folder, connector):
     """Ctrl-C, which reaches all processes, leaves no worker, no object and no server."""
     run = start_endless(home, folder, "--connector", connector)
     os.killpg(run.process.pid, signal.SIGINT)
-    assert 130 == run.finish()
+    assert 130 == run.finish(), run.stderr
     assert "interrupted" == run.message()
 
 
@@ -440,7 +440,7 @@ def test_impatient_interrupt(home, folder):
     for _ in range(3):
         os.killpg(run.process.pid, signal.SIGINT)
         time.sleep(0.01)
-    assert 130 == run.finish()
+    assert 130 == run.finish(), run.stderr
     assert "interrupted" == run.message()
 
 
@@ -449,7 +449,7 @@ def test_interrupt_while_workers_start(home, folder):
     run = Run(home, folder, "--workers=4")
     run.wait_for("computing")
     os.killpg(run.process.pid, signal.SIGINT)
-    assert 130 == run.finish()
+    assert 130 == run.finish(), run.stderr
     assert "interrupted" == run.message()
 
 

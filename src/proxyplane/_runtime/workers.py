@@ -139,8 +139,11 @@ def _start(job: Job) -> None:
         thread = _process.idle.pop()
     except IndexError:
         thread = _Thread()
+        thread.jobs.put(job)
+        # A Ctrl-C in here leaves a thread that runs, and has its job.
         thread.start()
-    thread.jobs.put(job)
+    else:
+        thread.jobs.put(job)
 
 
 async def run_in_worker(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

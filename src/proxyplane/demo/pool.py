@@ -177,7 +177,8 @@ class Pool:
                 self._alarm_end.send_bytes(b"!")
 
         self._feeder = threading.Thread(target=feed, name="demo feeder", daemon=True)
-        self._feeder.start()
+        with _no_interrupt():  # in the middle of `start` it would leave a thread nobody can join
+            self._feeder.start()
         yield from self._receive(count, failed)
         self._feeder.join()
 
