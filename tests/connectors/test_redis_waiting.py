@@ -16,6 +16,7 @@ from proxyplane.connectors.redis import RedisConnector, waiting
 from proxyplane.exceptions import ConnectorClosedError, KeyExistsError, ObjectLostError
 from proxyplane.testing import cancelled_at
 from support.servers import admin, connections
+from support.waiting import until
 
 NEVER = 3600.0
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -39,12 +40,6 @@ async def redis(redis_url):
 def server(redis_server):
     with admin(redis_server) as client:
         yield client
-
-
-async def until(condition):
-    """Waits for a condition; the test's own time-out ends what never comes."""
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def subscribers(server) -> int:

@@ -24,6 +24,7 @@ from proxyplane.exceptions import (
 from support.servers import admin
 from support.soak import WAITERS, defended_or_not, times
 from support.tcp_proxy import TCPProxy
+from support.waiting import until
 
 NEVER = 3600.0
 AOF = ["--appendonly", "yes", "--appendfsync", "always"]
@@ -34,12 +35,6 @@ def _times(monkeypatch):
     """Nothing is woken by the backstop, unless the test is about it."""
     monkeypatch.setattr(waiting, "BACKSTOP_SECONDS", NEVER)
     monkeypatch.setattr(waiting, "LONGEST_PAUSE", 0.1)
-
-
-async def until(condition):
-    """Waits for a condition; the test's own time-out ends what never comes."""
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 async def start_waiting(connector, names, **kwargs):
