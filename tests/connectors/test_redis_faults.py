@@ -429,7 +429,7 @@ async def test_a_cancelled_close_leaves_no_connection(own_redis_server):
     with admin(server) as client:
         while reached:
             connector = RedisConnector(server.url)
-            await asyncio.gather(*(connector.get("any", size=MB) for _ in range(5)))
+            await asyncio.gather(*(connector.get("any", size=2 * MB) for _ in range(5)))
             assert connections(client) > 1
             reached = await cancelled_at(connector.aclose(), nth)
             await until(lambda: not connections(client))

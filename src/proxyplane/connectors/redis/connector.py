@@ -225,7 +225,7 @@ class RedisConnector(DeferrableConnector):
     ) -> list[Buffer | None]:
         """Reads many objects in order; None for a key that holds nothing.
 
-        Objects below 256 KiB come in one pipeline; larger ones follow one after another.
+        Objects up to 1 MiB come in one pipeline; larger ones follow one after another.
         """
         hints = [None] * len(keys) if sizes is None else list(sizes)
         names = [self._name(key) for key in keys]

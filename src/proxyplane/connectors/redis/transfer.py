@@ -18,13 +18,14 @@ T = TypeVar("T")
 
 # The largest string of a Redis server with its usual settings (proto-max-bulk-len).
 LARGEST: Final = 512 << 20
-# Asked for when the size is unknown. For a small object it costs no more than GET.
-FIRST: Final = 256 << 10
+# Asked for when the size is unknown. For a small object it costs no more than GET; one of 1 MB with
+# what belongs to it comes in one round trip, where to find out that it is large would take three.
+FIRST: Final = (1 << 20) + (64 << 10)
 # Large objects are read in windows, two of them on the way at a time: no reply is larger, so the
 # loop is never busy with one for long and other clients of the server get their turn.
 WINDOW: Final = 2 << 20
 WINDOWS_AHEAD: Final = 2
-_READS_AHEAD: Final = 32  # of up to 256 KiB each
+_READS_AHEAD: Final = 16  # of up to `FIRST` bytes each
 # One transaction of `put_batch`: the server drops a client that holds more than 1 GB in one
 # (client-query-buffer-limit), and one object may have half of that.
 _TOGETHER_BYTES = 64 << 20
@@ -221,7 +222,7 @@ MORE: Final = bytearray()
 def small_body(reply: bytes | bytearray) -> bytearray | None:
     """A whole small object, None for no object, `MORE` when there is more of it."""
     if len(reply) == FIRST:
-        # Read again with the rest, under watch: 256 KiB is cheap at that size.
+        # Read again with the rest, under watch: it is cheap beside that.
         return MORE
     if not reply:
         return None

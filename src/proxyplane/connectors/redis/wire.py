@@ -22,10 +22,12 @@ from proxyplane.connectors.redis.resp import Parser, Reply, command
 # what it cannot send at once, and later ones keep it until it is sent: so no more than a slice is
 # ever copied, no more than a slice stalls the loop, and a cancelled put leaves no more than this of
 # the caller's memory to a dying transport. From 512 KiB up the size makes no difference in speed.
-SLICE: Final = 1 << 20
+# A little more than a megabyte, so that one with what belongs to it is not cut.
+SLICE: Final = (1 << 20) + (64 << 10)
 
 # Up to here to join the pieces of a command is cheaper than anything else.
 SMALL: Final = 16 << 10
+_LEAST: Final = 2 << 10  # of a piece that is sent by itself
 
 Piece = bytes | bytearray | memoryview
 
@@ -124,6 +126,23 @@ class Wire(asyncio.BufferedProtocol):
             slot.waiter = None
         if slot.value is _PENDING:
             raise self._lost()
+
+    async def exchange(self, data: bytes) -> Reply:
+        """Sends one small command and takes its reply, in one step: `request` and `take`."""
+        self.check()
+        slot = Slot()
+        self._expect((slot,))
+        self._transport.write(data)
+        slot.waiter = self._loop.create_future()
+        try:
+            await slot.waiter
+        finally:
+            slot.waiter = None
+        if slot.value is _PENDING:
+            raise self._lost()
+        if isinstance(slot.value, Exception):
+            raise slot.value
+        return slot.value
 
     async def call(self, *words: bytes | str | int) -> Reply:
         """Sends one small command and takes its reply."""
@@ -359,7 +378,7 @@ def _slices(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """
     group: list[Piece] = []
     room = SLICE
-    for piece in pieces:
+    for piece in _joined(pieces):
         view = memoryview(piece)
         start = 0
         while start < len(view):
@@ -372,3 +391,22 @@ def _slices(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
                 group, room = [], SLICE
     if group:
         yield group
+
+
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces, with small ones in a row joined: each piece may be a call of the system."""
+    small: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        if len(piece) < _LEAST:
+            small.append(piece)
+            size += len(piece)
+            if size < SMALL:
+                continue
+        if small:
+            yield b"".join(small)
+            small, size = [], 0
+        if len(piece) >= _LEAST:
+            yield piece
+    if small:
+        yield b"".join(small)
