@@ -23,11 +23,12 @@ import contextvars
 import enum
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from proxyplane._runtime.cycles import refuse_cycle
+from proxyplane._runtime.cycles import inside, refuse_cycle
 from proxyplane._runtime.flight_table import process
 from proxyplane._runtime.io_thread import (
     LIVENESS_INTERVAL,
@@ -70,6 +71,8 @@ class Flight:
         self.behind: set[Callable[[Any], object]] = set()
         self.ended: Callable[[], object] | None = None
         self._wakers: dict[Callable[[], object], None] = {}
+        # What is waited for inside of its fetch or its work, by the wakers of those who wait.
+        self.awaits: dict[object, Flight] = {}
         # Whether the next step is on its way to some other thread. Until it starts there, a
         # blocked thread may still take it: the one on its way could need this very thread's loop.
         self._dispatched = False
@@ -79,6 +82,11 @@ class Flight:
         self._fetched: Any = MISSING
         self._outcome: Outcome[Any] | None = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        return self.state is State.DONE
+
     # -- waiting ----------------------------------------------------------------------------
 
     def wait_blocking(self) -> Any:
@@ -87,6 +95,7 @@ class Flight:
         # A queue, because waking somebody twice does no harm; see `_wake`.
         woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         wake = partial(woken.put, None)
+        caller, edges = _caller()
         outer = process.waits.get(me)  # a signal handler or a finaliser may wait inside of a wait
         try:
             while True:
@@ -98,13 +107,16 @@ class Flight:
                         break
                     if self.state is State.FETCHED:  # it came this moment
                         continue
-                    refuse_cycle(self, me, process.waits)
+                    refuse_cycle(self, caller, me, process.waits)
                     self._wakers[wake] = None
+                    edges[wake] = self
                     process.waits[me] = self
                 self._sleep(woken)
                 process.waits.pop(me, None)  # awake, it may work on this very flight
+                edges.pop(wake, None)
         finally:
             self._wakers.pop(wake, None)
+            edges.pop(wake, None)
             if outer is None:
                 process.waits.pop(me, None)
             else:
@@ -123,6 +135,7 @@ class Flight:
     async def wait(self) -> Any:
         """Waits, on the running loop and without stalling it, until the object is there."""
         loop = asyncio.get_running_loop()
+        caller, edges = _caller()
         while True:
             if self.state is State.NEW:
                 self.launch()
@@ -135,9 +148,11 @@ class Flight:
                         self._dispatch(process.decoders)
                         ready = False
                 if not ready:
+                    refuse_cycle(self, caller, None, process.waits)
                     woken = loop.create_future()
                     wake = partial(_wake_loop, loop, woken)
                     self._wakers[wake] = None
+                    edges[wake] = self
             if ready:
                 self._work()
                 continue
@@ -145,6 +160,7 @@ class Flight:
                 await woken
             finally:
                 self._wakers.pop(wake, None)
+                edges.pop(wake, None)
         return self._unwrap()
 
     def start(self) -> None:
@@ -199,14 +215,18 @@ class Flight:
                 if io is None:
                     self._dispatch(process.factories)
                     return
+                outer = inside.get()
                 try:
                     self._io = io
                     self.state = State.FETCHING
+                    inside.set(weakref.ref(self))  # the task has a copy of this context
                     self._spawned = io.spawn(self.source.fetch(), self._on_fetched)
                 except BaseException:
                     self.state = State.NEW
                     self._wake()  # another waiter goes on
                     raise
+                finally:
+                    inside.set(outer)
         except IOThreadError as error:
             self.settle(Outcome(None, error))
 
@@ -270,12 +290,16 @@ class Flight:
                     return
                 self.worker = me
                 self.state = State.WORKING
+            outer = inside.get()
             try:
+                inside.set(weakref.ref(self))
                 outcome = Outcome(job(), None)
             except BaseException as error:
                 if not isinstance(error, Exception) and _in_main_thread():
                     raise
                 outcome = Outcome(None, error)
+            finally:
+                inside.set(outer)
             self.settle(outcome)
         except BaseException:
             # Ctrl-C, or a signal handler that raises: that says nothing about the object.
@@ -294,6 +318,7 @@ class Flight:
                 self.state = State.NEW if self._fetched is MISSING else State.FETCHED
                 self.worker = None
                 self._dispatched = False
+                self.awaits.clear()
                 self._wake()
 
     def settle(self, outcome: Outcome[Any]) -> None:
@@ -320,6 +345,7 @@ class Flight:
             del process.flights[self.key]
         self.state = State.DONE
         self.worker = None
+        self.awaits.clear()
         ended, self.ended = self.ended, None
         if ended is not None:
             ended()
@@ -346,6 +372,13 @@ class Flight:
             raise as_raised(outcome.error, self.source)
         finally:
             del outcome, self  # an exception refers to this frame: break the cycle
+
+
+def _caller() -> tuple[Flight | None, dict[object, Flight]]:
+    """The flight in which the running code is, and where that notes what it waits for."""
+    ref = inside.get()
+    flight = None if ref is None else ref()
+    return (None, {}) if flight is None else (cast(Flight, flight), cast(Flight, flight).awaits)
 
 
 def _in_main_thread() -> bool:
