@@ -11,16 +11,21 @@ import dataclasses
 import functools
 import inspect
 import io
+import json
 import logging
+import pdb
 import pickle
 import pprint
 import reprlib
+import subprocess
 import sys
+import textwrap
 import typing
 import unittest.mock
 import warnings
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -29,7 +34,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxyplane import Proxy, is_resolved
+from proxyplane import Proxy, extract, is_resolved
 from proxyplane.exceptions import BlockingCallError, BlockingResolveWarning, ProxyResolveError
 from proxyplane.hints import NO_HINTS, Hints
 from proxyplane.proxy import make_proxy
@@ -78,6 +83,66 @@ def ipython_display(p: Any) -> None:
     assert "unresolved" in data["text/plain"]
 
 
+def refused_by_c(p: Any) -> None:
+    for use in (memoryview, b"".join, "".join, io.BytesIO().write, json.dumps):
+        with pytest.raises(TypeError):
+            use([p] if "join" in repr(use) else p)
+
+
+def pydantic_models(p: Any) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    array_like = np.ndarray | pd.DataFrame
+
+    class Model(pydantic.BaseModel):
+        anything: typing.Any
+        model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+
+    class Narrow(Model):
+        it: array_like if isinstance(p, array_like) else typing.Any  # type: ignore[valid-type]
+        proxy: Proxy
+
+    model = Narrow(anything=p, it=p, proxy=p)
+    assert model.anything is p and model.it is p and model.proxy is p
+    assert "unresolved" in repr(model)
+    assert model == Narrow(anything=p, it=p, proxy=p)
+    model.model_copy(deep=True)
+    if not dataclasses.is_dataclass(p):  # of which it wants each field
+        model.model_dump()
+    assert pydantic.TypeAdapter(typing.Any).validate_python(p) is p
+
+
+@dataclasses.dataclass
+class Holder:
+    """A dataclass with a proxy in it; compared and shown field by field."""
+
+    it: Any
+
+
+def in_a_dataclass(p: Any) -> None:
+    holder = Holder(p)
+    assert "unresolved" in repr(holder)
+    assert dataclasses.replace(holder).it is p
+    assert [field.name for field in dataclasses.fields(holder)] == ["it"]
+    if not dataclasses.is_dataclass(p):  # of which it wants each field
+        assert "unresolved" in repr([dataclasses.asdict(holder), dataclasses.astuple(holder)])
+
+
+def pdb_display(p: Any) -> None:
+    out = io.StringIO()
+    commands = io.StringIO("p p\npp p\npp locals()\nargs\nwhatis p\ndisplay p\nwhere\nc\n")
+    debugger = pdb.Pdb(stdin=commands, stdout=out, nosigint=True, readrc=False)
+
+    def stop_here(p: Any) -> None:
+        debugger.set_trace()
+
+    tracing = sys.gettrace()
+    try:
+        stop_here(p)
+    finally:
+        sys.settrace(tracing)
+    assert out.getvalue().count("unresolved") >= 5
+
+
 # Answered from the hints, or about the proxy itself.
 PROBES: dict[str, Callable[[Any], Any]] = {
     "isfuture": asyncio.isfuture,
@@ -105,7 +170,10 @@ PROBES: dict[str, Callable[[Any], Any]] = {
     "ascii": ascii,
     "f-string of the repr": lambda p: f"{p!r}",
     "repr of a list": lambda p: repr([p]),
-    "pprint": lambda p: pprint.pformat(p),
+    "pprint": lambda p: pprint.pformat([p, {"a": p}], width=1),
+    "pdb": pdb_display,
+    "pydantic": pydantic_models,
+    "in a dataclass": in_a_dataclass,
     "reprlib": reprlib.repr,
     "callable": callable,
     "id": id,
@@ -123,6 +191,7 @@ PROBES: dict[str, Callable[[Any], Any]] = {
                      "dataframe", "dlpack", "arrow_c_stream", "geo_interface", "torch_function",
                      "signature", "isabstractmethod", "awaits", "sklearn_tags", "get_validators")
     ],
+    "C refuses": refused_by_c,
     "framework marks": lambda p: [
         hasattr(p, name)
         for name in ("_asyncio_future_blocking", "_is_coroutine_marker", "_repr_html_",
@@ -178,6 +247,32 @@ async def test_probe_of_unknown_type(probe: str) -> None:
     assert counter.calls == 0
 
 
+def test_debugger_of_editors() -> None:
+    """The debugger of editors shows local variables that are proxies without fetching them; of
+    known type or not."""
+    tests = str(Path(__file__).parent)
+    code = """
+        import sys
+        sys.path.append(sys.argv.pop())
+        import debugpy._vendored.force_pydevd
+        from _pydevd_bundle.pydevd_suspended_frames import _ObjectVariable
+        from test_proxy_probes import TARGETS, unresolved
+        for known in True, False:
+            for target in TARGETS:
+                p, counter = unresolved(target, known)
+                show = _ObjectVariable(type("", (), {"py_db": None}), "p", p, lambda *_, **__: 0)
+                assert "unresolved" in show.get_var_data()["value"], (target, known)
+                assert counter.calls == 0, (target, known)
+    """
+    done = subprocess.run(
+        [sys.executable, "-Xfrozen_modules=off", "-c", textwrap.dedent(code), tests],
+        capture_output=True,
+        text=True,
+        timeout=55,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_isinstance_of_unknown_type(target: str) -> None:
     """When nobody knows the type, `isinstance` fetches once and tells the truth."""
@@ -216,6 +311,11 @@ def test_answers_are_those_of_the_target() -> None:
         assert not is_resolved(p)
 
 
+def validated(p: Any) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    assert pydantic.TypeAdapter(list[int]).validate_python(p) == [1, 2]
+
+
 NEEDS: dict[str, Callable[[Any], Any]] = {
     "==": lambda p: p == [1, 2],
     "!=": lambda p: p != [1, 2],
@@ -238,6 +338,12 @@ NEEDS: dict[str, Callable[[Any], Any]] = {
     "star": lambda p: [*p],
     "unpack": lambda p: (lambda a, b: a)(*p),
     "array": np.array,
+    "asarray": np.asarray,
+    "stack": lambda p: np.stack([p, p]),
+    "json": lambda p: json.dumps({"p": p}, default=extract),
+    "validated by pydantic": lambda p: validated(p),
+    "rows of a frame": lambda p: pd.DataFrame(p),
+    "index of a frame": lambda p: pd.DataFrame({1: [0], 2: [0]})[p],
     "mean": np.mean,
     "concatenate": lambda p: np.concatenate([p, p]),
     "series": pd.Series,
@@ -268,7 +374,10 @@ async def test_need_on_a_loop_warns_once(need: str) -> None:
     with pytest.warns(BlockingResolveWarning, match="await it instead") as caught:
         NEEDS[need](p)
     assert len(caught) == 1
-    elsewhere = ("dir", "getmembers", "mean", "concatenate", "series")  # called by other code
+    elsewhere = (  # called by other code
+        "dir", "getmembers", "mean", "concatenate", "stack", "series", "json",
+        "validated by pydantic", "rows of a frame", "index of a frame",
+    )  # fmt: skip
     assert caught[0].filename == __file__ or need in elsewhere
     assert "Proxy[list]" in str(caught[0].message)
     assert counter.calls == 1
@@ -348,8 +457,6 @@ def test_attribute_error_of_a_factory() -> None:
 
 def test_json_and_c_refuse() -> None:
     """C code that looks at the very type refuses a proxy with a TypeError."""
-    import json
-
     for use, target in ((json.dumps, "list"), (b"".join, "list"), (io.BytesIO().write, "str")):
         p, _ = unresolved(target)
         with pytest.raises(TypeError):

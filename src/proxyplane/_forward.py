@@ -278,9 +278,10 @@ def namespace_for(target_type: type) -> dict[str, Any]:
     found.update(_attributes(target_type))
     if target_type.__hash__ is None:
         found["__hash__"] = None
-    if "__dataclass_fields__" in vars(target_type):
-        # `dataclasses.asdict` and its like look for it on the class.
-        found["__dataclass_fields__"] = vars(target_type)["__dataclass_fields__"]
+    for name in ("__dataclass_fields__", "__dataclass_params__"):
+        # `dataclasses.asdict` and its like look for the one on the class; `pprint` for the other.
+        if hasattr(target_type, name):
+            found[name] = getattr(target_type, name)
     return found
 
 

@@ -36,8 +36,10 @@ _NOT_NAMED = (
 # would send the target along.
 _ASK_ABOUT_THE_PROXY = ("asyncio", "cloudpickle", "dill")
 # Who chooses by it how to show the object, when showing it must not fetch it.
-_SHOW_THE_PROXY = ("IPython",)
-_ASK_FOR_OTHERS = ("abc", "functools", "inspect", "typing")
+_SHOW_THE_PROXY = ("IPython", "_pydevd_bundle", "pprint", "pydevd_plugins")
+_ASK_FOR_OTHERS = ("abc", "dataclasses", "functools", "inspect", "typing")
+# Who would rebuild a list, item by item, as what `type` says it is; in place of copying a proxy.
+_COPY_THE_PROXY = ("_asdict_inner", "_astuple_inner")
 
 _METHODS = (types.FunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
@@ -118,7 +120,7 @@ class Hints:
             None if only the target can tell.
         """
         package = _asking_package(asking)
-        if package in _SHOW_THE_PROXY:
+        if package in _SHOW_THE_PROXY or asking.f_code.co_name in _COPY_THE_PROXY:
             return own
         if package in _ASK_ABOUT_THE_PROXY:
             return self.target_type() or own
