@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ["wakeup", "pending", "together", "overlap", "pipeline", "files", "bulk", "proxies"]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they read /proc and use inotify")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="they read /proc and use inotify"),
+    pytest.mark.timeout(180),
+]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +27,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=170,
         check=False,
     )
 
