@@ -137,8 +137,10 @@ class Pool:
                 process.join()
             process.close()
         if self._feeder is not None:
-            # Without readers its next write fails. It may still wait for a store that hangs.
-            self._feeder.join(_JOIN_SECONDS)
+            # Without readers its next write fails. It may still wait for a store that hangs; and
+            # one whose start was interrupted cannot be joined.
+            with contextlib.suppress(RuntimeError):
+                self._feeder.join(_JOIN_SECONDS)
         for connection in (self.queue, self._alarm, self._alarm_end, *self._results):
             connection.close()
 
@@ -177,8 +179,7 @@ class Pool:
                 self._alarm_end.send_bytes(b"!")
 
         self._feeder = threading.Thread(target=feed, name="demo feeder", daemon=True)
-        with _no_interrupt():  # in the middle of `start` it would leave a thread nobody can join
-            self._feeder.start()
+        self._feeder.start()
         yield from self._receive(count, failed)
         self._feeder.join()
 
