@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,13 +23,13 @@ pytestmark = pytest.mark.timeout(120)  # a cycle that is not found hangs
 
 
 class Calls(Factory[Any]):
-    """Awaited, it does what it was given; with no way to be called."""
+    """Does what it was given, on whatever loop it is awaited or called."""
 
     def __init__(self, acall: Callable[[], Awaitable[Any]]) -> None:
         self._acall = acall
 
     def __call__(self) -> Any:
-        raise NotImplementedError
+        return asyncio.run(self.acall())
 
     async def acall(self) -> Any:
         return await self._acall()
@@ -157,27 +158,42 @@ class TestNoCycle:
         assert await all_of(a, b) == ["a", "a"]
 
 
-def who_needs_whom(n: int) -> st.SearchStrategy[list[set[int]]]:
-    return st.lists(st.sets(st.integers(0, n - 1), max_size=3), min_size=n, max_size=n)
+def who_needs_whom(n: int) -> st.SearchStrategy[list[tuple[set[int], str, int]]]:
+    """What each of `n` needs, how it gets it, and how often it lets others go on before."""
+    ways = st.sampled_from(["awaits", "touches", "runs a loop"])
+    one = st.tuples(st.sets(st.integers(0, n - 1), max_size=3), ways, st.integers(0, 3))
+    return st.lists(one, min_size=n, max_size=n)
 
 
-@given(needs=st.integers(1, 6).flatmap(who_needs_whom), steps=st.data())
-@settings(max_examples=150)
-def test_exactly_those_that_cannot_end_fail(needs: list[set[int]], steps: Any) -> None:
-    """Whatever needs what, and in whatever order it gets there: what comes to a cycle fails, and
-    everything else is resolved."""
-    pauses = [steps.draw(st.integers(0, 3)) for _ in needs]
+@given(graph=st.integers(1, 6).flatmap(who_needs_whom))
+@settings(max_examples=100)
+def test_exactly_those_that_cannot_end_fail(graph: list[tuple[set[int], str, int]]) -> None:
+    """Whatever needs what, however and in whatever order it gets there: what comes to a cycle
+    fails, and everything else is resolved."""
 
     async def need(i: int) -> int:
-        for _ in range(pauses[i]):
+        needs, _, pauses = graph[i]
+        for _ in range(pauses):
             await asyncio.sleep(0)
-        await gather(*(proxies[one] for one in sorted(needs[i])))
+        await gather(*(proxies[one] for one in sorted(needs)))
         return i
 
-    proxies: list[Any] = [Proxy(Calls(lambda i=i: need(i))) for i in range(len(needs))]
+    def touch(i: int) -> int:
+        needs, _, pauses = graph[i]
+        time.sleep(pauses / 10_000)
+        for one in sorted(needs):
+            extract(proxies[one])
+        return i
+
+    makers: dict[str, Callable[[int], Any]] = {
+        "awaits": lambda i: Calls(lambda: need(i)),
+        "touches": lambda i: lambda: touch(i),
+        "runs a loop": lambda i: lambda: asyncio.run(need(i)),
+    }
+    proxies: list[Any] = [Proxy(makers[way](i)) for i, (_, way, _) in enumerate(graph)]
     results = asyncio.run(all_of(*proxies))
     for i, result in enumerate(results):
-        if reaches_a_cycle(i, needs, ()):
+        if reaches_a_cycle(i, [needs for needs, _, _ in graph], ()):
             assert refused(result)
         else:
             assert result == i

@@ -32,7 +32,7 @@ The tree (a second base in brackets keeps ``except`` clauses written for the bui
     ├── SerializationError                   bytes that are no object, or an object that is no bytes
     ├── ProxyResolveError                    the target of a proxy could not be had; see `.cause`
     │   ├── ProxyResolveMissingKeyError      its key is not in the store
-    │   └── ProxyResolveCycleError           decoders wait for each other
+    │   └── ProxyResolveCycleError           objects need each other
     └── BlockingCallError [RuntimeError]     a blocking call where it must not block
         └── IOThreadError                    the library's own loop thread is gone
 
@@ -264,7 +264,7 @@ class ProxyResolveMissingKeyError(ProxyResolveError):
 
 
 class ProxyResolveCycleError(ProxyResolveError):
-    """Two decoders wait for each other's object, which would never end."""
+    """Decoders or factories wait for each other's objects, which would never end."""
 
 
 class OwnershipError(ProxyPlaneError, RuntimeError):

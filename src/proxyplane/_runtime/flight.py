@@ -98,6 +98,7 @@ class Flight:
         caller, edges = _caller()
         outer = process.waits.get(me)  # a signal handler or a finaliser may wait inside of a wait
         try:
+            edges[wake] = self  # also while this thread works on it
             while True:
                 self._work()
                 if self.state is State.NEW:
@@ -109,11 +110,9 @@ class Flight:
                         continue
                     refuse_cycle(self, caller, me, process.waits)
                     self._wakers[wake] = None
-                    edges[wake] = self
                     process.waits[me] = self
                 self._sleep(woken)
                 process.waits.pop(me, None)  # awake, it may work on this very flight
-                edges.pop(wake, None)
         finally:
             self._wakers.pop(wake, None)
             edges.pop(wake, None)
@@ -134,14 +133,23 @@ class Flight:
 
     async def wait(self) -> Any:
         """Waits, on the running loop and without stalling it, until the object is there."""
-        loop = asyncio.get_running_loop()
         caller, edges = _caller()
+        this_wait = object()
+        try:
+            edges[this_wait] = self
+            await self._wait(caller)
+        finally:
+            edges.pop(this_wait, None)
+        return self._unwrap()
+
+    async def _wait(self, caller: Flight | None) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             if self.state is State.NEW:
                 self.launch()
             with process.lock:
                 if self.state is State.DONE:
-                    break
+                    return
                 ready = self.state is State.FETCHED and not self._dispatched
                 if ready and (on_io_thread() or self.source.decoding_stalls(self._fetched)):
                     with contextlib.suppress(IOThreadError):  # no threads any more: do it here
@@ -152,7 +160,6 @@ class Flight:
                     woken = loop.create_future()
                     wake = partial(_wake_loop, loop, woken)
                     self._wakers[wake] = None
-                    edges[wake] = self
             if ready:
                 self._work()
                 continue
@@ -160,8 +167,6 @@ class Flight:
                 await woken
             finally:
                 self._wakers.pop(wake, None)
-                edges.pop(wake, None)
-        return self._unwrap()
 
     def start(self) -> None:
         """Lets the flight go on in the background, up to the decoded object."""
