@@ -26,6 +26,7 @@ from proxyplane.connectors.redis.resp import command, new_buffer
 from proxyplane.connectors.redis.transfer import EXEC, MULTI, Touched, window_command
 from proxyplane.connectors.redis.wire import Wire
 
+POSSIBLE: Final = hasattr(socket.socket, "recvmsg_into")  # not on Windows
 # From here on it pays: a hop to another thread and back costs two waits for the interpreter lock.
 LEAST: Final = 1 << 20
 # Each is one reply, and waiting for the lock once or twice. The server makes a copy of each that is

@@ -17,7 +17,7 @@ from proxyplane.connectors.redis.later import (
     what_was_set,
 )
 from proxyplane.connectors.redis.pool import Pool
-from proxyplane.connectors.redis.resp import command
+from proxyplane.connectors.redis.resp import SMALL, command
 from proxyplane.connectors.redis.transfer import (
     FIRST,
     LARGEST,
@@ -35,7 +35,7 @@ from proxyplane.connectors.redis.transfer import (
 )
 from proxyplane.connectors.redis.url import RedisOptions
 from proxyplane.connectors.redis.waiting import Waiters
-from proxyplane.connectors.redis.wire import SMALL, Wire
+from proxyplane.connectors.redis.wire import Wire
 from proxyplane.exceptions import ObjectTooLargeError
 
 _NUMBERS_AHEAD: Final = 512  # replies that are a number
@@ -119,7 +119,8 @@ class Client:
 
     async def _read_large(self, wire: Wire, name: bytes, size: int) -> bytearray | Touched | None:
         # With TLS a thread has nothing to gain: each record costs it a wait for the lock.
-        if size >= behind.LEAST and self._options.scheme != "rediss" and on_io_thread():
+        plain = behind.POSSIBLE and self._options.scheme != "rediss"
+        if size >= behind.LEAST and plain and on_io_thread():
             return await behind.read_behind(wire, name, size)
         return await read_windows(wire, name, size)
 

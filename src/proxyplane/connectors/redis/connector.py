@@ -40,7 +40,9 @@ class RedisConnector(DeferrableConnector):
     to know the server's memory limit. For futures it also needs RENAMENX, PUBLISH, SUBSCRIBE and
     UNSUBSCRIBE, the keys ``{<namespace>:*`` (their records), and the channels ``<namespace>:*``.
 
-    Waiting takes one more connection per event loop, however many wait.
+    Connections, for each event loop that uses it, made when they are needed: one for all small
+    operations together, up to `max_connections` for large objects and for batches, each with one
+    at a time, and one while somebody waits, however many wait.
 
     Lost connections: reading is tried a second time on a new one, and so is storing under a key
     that the connector made itself, which cannot be taken by anyone else. Evicting, and storing
@@ -55,9 +57,11 @@ class RedisConnector(DeferrableConnector):
             connection is made.
         db: Number of the database.
         namespace: Every key begins with it and a colon.
-        max_connections: Connections per event loop; callers wait while all are in use.
+        max_connections: Connections per event loop for large objects and for batches; callers wait
+            while all are in use.
         connect_timeout: Seconds for making a connection.
-        timeout: Seconds without progress after which a connection counts as lost.
+        timeout: Seconds without progress after which a connection counts as lost; a link that is
+            slow makes progress.
         ssl_ca_certs: PEM file of the authorities to trust; by default the system's.
         ssl_certfile: PEM file with a client certificate.
         ssl_keyfile: PEM file with its key.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import TypeVar
 
 from redis import exceptions as redis_errors
 
@@ -18,6 +20,8 @@ from proxyplane.exceptions import (
     ProxyPlaneError,
     StoreFullError,
 )
+
+E = TypeVar("E", bound=Exception)
 
 _START_HINT = (
     "is the server running? start one with `redis-server` or `valkey-server`, or use "
@@ -44,6 +48,13 @@ def map_errors(options: RedisOptions, *, connecting: bool = False) -> Iterator[N
         error = _translate(exc, options, connecting=connecting)
         # A server that does not know AUTH repeats its arguments; such a chain must not be shown.
         raise error from (None if _tells_secret(exc, options) else exc)
+
+
+def copied(error: E) -> E:
+    """The same for one more caller: one exception object must not be raised in two tasks."""
+    other = copy.copy(error)
+    other.__cause__ = error.__cause__
+    return other
 
 
 # What no patience mends: somebody must change a setting, here or at the server.

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from proxyplane.connectors.redis.pool import Pool
-from proxyplane.connectors.redis.resp import Reply, command
+from proxyplane.connectors.redis.resp import Piece, Reply, command
 from proxyplane.connectors.redis.transfer import MULTI, Body
-from proxyplane.connectors.redis.wire import Piece
 
 # What is published to the channel of a key.
 WAS_SET = b"set"

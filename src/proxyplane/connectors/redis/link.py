@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import contextlib
 import inspect
 import ssl
 from collections.abc import Callable, Mapping
@@ -15,6 +17,12 @@ from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainS
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane.connectors.redis.url import RedisOptions
 from proxyplane.exceptions import ConfigError
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # redis-py tells the server its own version, which it reads from the installed package's metadata
 # for each connection anew: files, on the loop. How to have it say nothing depends on its version.
@@ -37,6 +45,17 @@ class Link:
     transport: asyncio.Transport
     refusal: Callable[[str], Exception]
     _writer: asyncio.StreamWriter  # closes the transport when it is dropped
+
+    def unsent(self) -> int:
+        """Bytes that the other machine has not taken, as far as they can be counted."""
+        waiting = self.transport.get_write_buffer_size()
+        if fcntl is not None:
+            count = array.array("i", [0])
+            with contextlib.suppress(OSError, AttributeError):  # closed, or not a socket
+                number = self.transport.get_extra_info("socket").fileno()
+                fcntl.ioctl(number, termios.TIOCOUTQ, count)
+            waiting += count[0]
+        return waiting
 
 
 class _Dropped(AbstractConnection):

@@ -13,13 +13,14 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
-from proxyplane.connectors.redis.errors import map_errors
+from proxyplane.connectors.redis.errors import copied, map_errors
 from proxyplane.connectors.redis.link import connect
 from proxyplane.connectors.redis.resp import Reply
 from proxyplane.connectors.redis.url import RedisOptions
-from proxyplane.connectors.redis.wire import Wire
+from proxyplane.connectors.redis.wire import Slot, Wire
 from proxyplane.exceptions import (
     ConnectorClosedError,
+    ConnectorError,
     ConnectorLostError,
     ConnectorUnavailableError,
 )
@@ -48,6 +49,7 @@ class Pool:
         self._busy: set[Wire] = set()
         self._shared: Wire | None = None
         self._sharing = asyncio.Lock()
+        self._refused: ConnectorError | None = None  # why it could not be made, the last time
         self._turn = asyncio.Semaphore(TOGETHER)
         self._closed = False
 
@@ -74,15 +76,23 @@ class Pool:
         """Sends small commands together; a refusal in place of a reply is raised at the end."""
         if not count:
             return []
-        async with self._turn:
-            wire = self._shared
+        await self._turn.acquire()
+        wire = self._shared
+        last: Slot | None = None
+        try:
             if wire is None or wire.lost:
                 wire = await self._share()
             with self._mapped():
                 slots = wire.request(data, count)
+                last = slots[-1]
                 # The last first: then there is only one to wait for.
-                await wire.arrival(slots[-1])
+                await wire.arrival(last)
                 return [await wire.take(slot) for slot in slots]
+        finally:
+            if wire is None or last is None:
+                self._turn.release()
+            else:  # a reply that is left behind is on its way like any other
+                wire.afterwards(last, self._turn.release)
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -180,11 +190,19 @@ class Pool:
             self._shared.abort()
 
     async def _share(self) -> Wire:
-        """The shared connection; one caller makes it and the others wait."""
+        """The shared connection; one caller makes it, and what comes of it is the others' too."""
+        before = self._refused
         async with self._sharing:
             self._check_open()
             if self._shared is None or self._shared.lost:
-                self._shared = await self._connect()
+                if self._refused is not None and self._refused is not before:
+                    # To try it one after another would take everyone's time-out for the last.
+                    raise copied(self._refused)
+                try:
+                    self._shared = await self._connect()
+                except ConnectorError as error:
+                    self._refused = copied(error)
+                    raise
             return self._shared
 
     async def _connect(self) -> Wire:
@@ -209,10 +227,9 @@ class Pool:
         for wire in self._busy:
             wire.abort()
         try:
-            for wire in idle:
-                with contextlib.suppress(Exception):
-                    async with asyncio.timeout(_CLOSE_SECONDS):
-                        await wire.aclose()
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await asyncio.gather(*(wire.aclose() for wire in idle))
         finally:  # also when this is cancelled, as it is on the library's loop at exit
             for wire in idle:
                 wire.abort()

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, cast
 
 from redis import exceptions as redis_errors
 
 Reply = Any
 """None, int, bytes, bytearray or memoryview (a long string), list of these, or an exception."""
+Piece = bytes | bytearray | memoryview
+"""A part of what is sent."""
 
 # What is read at once when nobody knows what comes. Of a long string no more than this is copied,
 # and so many short replies come in one call.
 ROOM: Final = 16 << 10
 # From here on a string gets a buffer of its own as soon as its length is known.
 _LONG = 4 << 10
+
+# Up to here to join the pieces of a command is cheaper than anything else.
+SMALL: Final = 16 << 10
+_LEAST: Final = 2 << 10  # of a piece that is sent by itself
+# What says that a string is as long as this is no Redis server.
+_TOO_LONG = 1 << 40
 
 _new_buffer = ctypes.pythonapi.PyByteArray_FromStringAndSize
 _new_buffer.restype = ctypes.py_object
@@ -68,6 +76,47 @@ def command(*words: bytes | str | int) -> bytes:
     return b"".join(parts)
 
 
+def slices(pieces: Iterable[Piece], size: int) -> Iterator[list[Piece]]:
+    """Groups pieces, and cuts large ones, into lists of at most `size` bytes in all.
+
+    None of the pieces in a list is empty: the transports of Python 3.12 never get past one.
+    """
+    group: list[Piece] = []
+    room = size
+    for piece in _joined(pieces):
+        view = memoryview(piece)
+        start = 0
+        while start < len(view):
+            part = view[start : start + room]
+            group.append(part)
+            start += len(part)
+            room -= len(part)
+            if not room:
+                yield group
+                group, room = [], size
+    if group:
+        yield group
+
+
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces, with small ones in a row joined: each piece may be a call of the system."""
+    small: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        if len(piece) < _LEAST:
+            small.append(piece)
+            size += len(piece)
+            if size < SMALL:
+                continue
+        if small:
+            yield b"".join(small)
+            small, size = [], 0
+        if len(piece) >= _LEAST:
+            yield piece
+    if small:
+        yield b"".join(small)
+
+
 class Parser:
     """Takes what arrives, in pieces of any length, and tells of each reply.
 
@@ -102,10 +151,8 @@ class Parser:
             return self._empty
         if self._start == self._end:
             self._start = self._end = 0
-        elif self._end == ROOM:
+        elif self._end == ROOM:  # and not all of it is one line, which `received` refused
             rest = self._buffer[self._start : self._end]
-            if len(rest) == ROOM:
-                raise redis_errors.InvalidResponse("the server sent a line without an end")
             self._buffer[: len(rest)] = rest
             self._start, self._end = 0, len(rest)
         return self._view[self._end :]
@@ -128,6 +175,18 @@ class Parser:
             self._complete(value)
         self._parse()
 
+    def let_go(self) -> None:
+        """Nobody wants the long string that is on its way: the rest of it goes elsewhere."""
+        if self._empty is not None:
+            self._long = new_buffer(len(self._empty))
+            self._empty = memoryview(self._long)
+
+    def end(self) -> None:
+        """What has come so far is of no use, and nothing comes any more."""
+        self._long = self._empty = None
+        self._arrays.clear()
+        self._start = self._end = 0
+
     def _parse(self) -> None:
         buffer = self._buffer
         while self._start < self._end:
@@ -139,6 +198,8 @@ class Parser:
                 continue
             stop = buffer.find(b"\r\n", start, self._end)
             if stop < 0:
+                if self._end - start == ROOM:
+                    raise redis_errors.InvalidResponse("the server sent a line without an end")
                 return
             kind = buffer[start]
             value: Reply
@@ -147,6 +208,8 @@ class Parser:
                     size = int(buffer[start + 1 : stop])
                     if size < 0:
                         value = None
+                    elif size > _TOO_LONG:
+                        raise ValueError
                     elif stop + 4 + size <= self._end:
                         value = bytes(self._view[stop + 2 : stop + 2 + size])
                         stop += 2 + size

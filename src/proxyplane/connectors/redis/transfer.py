@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
@@ -10,8 +11,8 @@ from redis import exceptions as redis_errors
 
 from proxyplane.abc import Buffer, Frames
 from proxyplane.connectors.redis.pool import Pool
-from proxyplane.connectors.redis.resp import command, new_buffer
-from proxyplane.connectors.redis.wire import Piece, Slot, Wire
+from proxyplane.connectors.redis.resp import Piece, command, new_buffer
+from proxyplane.connectors.redis.wire import Slot, Wire
 from proxyplane.exceptions import ConnectorError, ObjectLostError
 
 T = TypeVar("T")
@@ -44,7 +45,6 @@ _FIRST_WINDOW: Final = b"*4\r\n$8\r\nGETRANGE\r\n$%%d\r\n%%b\r\n$1\r\n0\r\n$%d\r
 MULTI: Final = command("MULTI")
 EXEC: Final = command("EXEC")
 DISCARD: Final = command("DISCARD")
-UNWATCH: Final = command("UNWATCH")
 
 Read = Callable[["Wire", bytes, int], Awaitable["bytearray | Touched | None"]]
 """Tries once to read an object of so many bytes on a connection."""
@@ -134,7 +134,12 @@ async def read_large(pool: Pool, name: bytes, size: int | None, read: Read) -> b
         async with pool.wire() as wire:
             if size is None:
                 size = await wire.call("STRLEN", name)
-            found = await read(wire, name, size) if size else None
+            try:
+                found = await read(wire, name, size) if size else None
+            except BaseException as error:
+                # The frames of an error may live on in a circle; the memory must not.
+                traceback.clear_frames(error.__traceback__)
+                raise
         if found is None and known:
             raise ObjectLostError(
                 "the object was evicted while it was being read",
@@ -179,7 +184,7 @@ async def read_windows(wire: Wire, name: bytes, size: int) -> bytearray | Touche
     finally:
         wire.leave()  # what was asked for in vain
         if wire.midway and not wire.lost:
-            wire.request(UNWATCH)
+            wire.request(MULTI + DISCARD, 2)  # ends it without one more permission, for UNWATCH
             wire.midway = False
     return body if untouched else Touched(None)
 

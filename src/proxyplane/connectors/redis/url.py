@@ -40,7 +40,8 @@ class RedisOptions:
         password_env: Name of the environment variable that holds the password. It is read when a
             connection is made, in the process that makes it.
         namespace: Every key begins with it and a colon.
-        max_connections: Connections per event loop; when all are in use, callers wait.
+        max_connections: Connections per event loop for large objects and for batches; when all are
+            in use, callers wait. Small operations share one more, and waiting another.
         connect_timeout: Seconds for a new connection, with TLS handshake and login.
         timeout: Seconds without any progress after which a connection counts as lost: a window of
             a large object that is not taken by the server, or a reply that does not come.

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import copy
 import itertools
 import logging
 import random
@@ -29,7 +28,7 @@ from collections.abc import AsyncIterator, Iterable
 
 from redis import exceptions as redis_errors
 
-from proxyplane.connectors.redis.errors import is_passing
+from proxyplane.connectors.redis.errors import copied, is_passing
 from proxyplane.connectors.redis.later import WAS_SET, look_up
 from proxyplane.connectors.redis.pool import Pool
 from proxyplane.connectors.redis.resp import Reply
@@ -154,8 +153,7 @@ class Waiters:
         interest = self._waiting.pop(name, None)
         for future in interest.futures if interest is not None else ():
             if not future.done():
-                # One exception object must not be raised in two tasks.
-                future.set_result(error and _copied(error))
+                future.set_result(error and copied(error))
         self._left()  # after them: they have waited, and the task has not
 
     def _end_all(self, error: Exception) -> None:
@@ -330,9 +328,3 @@ async def _in_time() -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise redis_errors.ConnectionError("the connection is silent") from None
-
-
-def _copied(error: Exception) -> Exception:
-    copied = copy.copy(error)
-    copied.__cause__ = error.__cause__
-    return copied

@@ -16,7 +16,7 @@ from typing import Any, Final
 from redis import exceptions as redis_errors
 
 from proxyplane.connectors.redis.link import Link
-from proxyplane.connectors.redis.resp import Parser, Reply, command
+from proxyplane.connectors.redis.resp import SMALL, Parser, Piece, Reply, command, slices
 
 # A command is handed to the transport in slices of this size. Until Python 3.11 a transport copies
 # what it cannot send at once, and later ones keep it until it is sent: so no more than a slice is
@@ -25,11 +25,8 @@ from proxyplane.connectors.redis.resp import Parser, Reply, command
 # A little more than a megabyte, so that one with what belongs to it is not cut.
 SLICE: Final = (1 << 20) + (64 << 10)
 
-# Up to here to join the pieces of a command is cheaper than anything else.
-SMALL: Final = 16 << 10
-_LEAST: Final = 2 << 10  # of a piece that is sent by itself
-
-Piece = bytes | bytearray | memoryview
+# How often, in the time that a connection is patient, it looks whether it still sends.
+_LOOKS: Final = 4
 
 _PENDING: Final = object()
 
@@ -37,13 +34,14 @@ _PENDING: Final = object()
 class Slot:
     """The place of one reply, in the order of the requests."""
 
-    __slots__ = ("into", "value", "waiter")
+    __slots__ = ("into", "size", "value", "waiter")
 
     def __init__(self, into: memoryview | None = None) -> None:
         self.value: Reply = _PENDING
         self.waiter: asyncio.Future[None] | None = None
         # Where the reply is to be written, if it is a long string of just this length.
         self.into = into
+        self.size = 0 if into is None else len(into)
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -79,6 +77,7 @@ class Wire(asyncio.BufferedProtocol):
         self._writable: asyncio.Future[None] | None = None  # while the transport is full
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._since = 0.0  # when something last came or went
+        self._unsent = 0  # bytes that had not gone by then
         self._timer: asyncio.TimerHandle | None = None
         self._transport.set_protocol(self)
 
@@ -127,6 +126,14 @@ class Wire(asyncio.BufferedProtocol):
         if slot.value is _PENDING:
             raise self._lost()
 
+    def afterwards(self, slot: Slot, call: Callable[[], object]) -> None:
+        """Calls when the reply has come, whether anybody waits for it or not, or never will."""
+        if slot.value is not _PENDING or self.lost:
+            call()
+        else:
+            slot.waiter = self._loop.create_future()
+            slot.waiter.add_done_callback(lambda _: call())
+
     async def exchange(self, data: bytes) -> Reply:
         """Sends one small command and takes its reply, in one step: `request` and `take`."""
         self.check()
@@ -166,17 +173,21 @@ class Wire(asyncio.BufferedProtocol):
         self._unread += slots
         self.check()
         self._expect(slots)
-        if sum(map(len, pieces)) <= SMALL and self._writable is None:
+        left = sum(map(len, pieces))
+        if left <= SMALL and self._writable is None:
             self._transport.write(b"".join(pieces))
             return
         try:
-            for slice_ in _slices(pieces):
+            for slice_ in slices(pieces, SLICE):
                 for piece in slice_:
+                    left -= len(piece)
                     self._transport.write(piece)
                 slice_.clear()
                 await self._drain()
         except BaseException:
-            self.abort()  # half a command was sent
+            # Half a command was sent. If it was all, it will happen, and so may what follows it.
+            if left or self._transport.get_write_buffer_size():
+                self.abort()
             raise
         finally:
             # A view held by a traceback would keep the caller's map open.
@@ -212,8 +223,15 @@ class Wire(asyncio.BufferedProtocol):
         self._transport.write(command(*words))
 
     def leave(self) -> None:
-        """The caller goes; replies that it did not read are dropped."""
+        """The caller goes; replies that it did not read are dropped.
+
+        They come all the same, but not into its memory, which would be held until then.
+        """
         self._unread.clear()
+        for slot in self._slots:
+            slot.into = None
+        if self._slots:
+            self._parser.let_go()
 
     async def settled(self) -> None:
         """Waits until no reply is outstanding; raises as `arrival` does."""
@@ -223,6 +241,7 @@ class Wire(asyncio.BufferedProtocol):
     @contextlib.contextmanager
     def lent(self) -> Iterator[int]:
         """The file descriptor of the socket, which nobody else uses inside the block."""
+        self.check()
         self._transport.pause_reading()
         try:
             yield self._transport.get_extra_info("socket").fileno()
@@ -240,7 +259,7 @@ class Wire(asyncio.BufferedProtocol):
     @property
     def bulk(self) -> int:
         """How many bytes of large replies are outstanding."""
-        return sum(len(slot.into) for slot in self._slots if slot.into is not None)
+        return sum(slot.size for slot in self._slots)
 
     @property
     def lost(self) -> bool:
@@ -277,7 +296,7 @@ class Wire(asyncio.BufferedProtocol):
         self._since = self._loop.time()
         try:
             self._parser.received(nbytes)
-        except redis_errors.InvalidResponse as error:
+        except (redis_errors.InvalidResponse, MemoryError) as error:
             self.abort(error)
 
     def eof_received(self) -> None:
@@ -307,18 +326,26 @@ class Wire(asyncio.BufferedProtocol):
             self._since = self._loop.time()
         self._slots += slots
         if self._timer is None:
-            self._timer = self._loop.call_later(self.patience, self._look)
+            self._look_later(self.patience)
+
+    def _look_later(self, seconds: float) -> None:
+        self._timer = self._loop.call_later(min(seconds, self.patience / _LOOKS), self._look)
 
     def _look(self) -> None:
         """Takes the connection for lost if there was no progress for too long."""
         self._timer = None
         if not self._slots and self._writable is None:
             return
-        left = self.patience - (self._loop.time() - self._since)
+        now = self._loop.time()
+        unsent, before = self._link.unsent(), self._unsent
+        self._unsent = unsent
+        if unsent < before:
+            self._since = now  # a slow link, which tells of no progress by itself
+        left = self.patience - (now - self._since)
         if left <= 0:
             self.abort(TimeoutError())
         else:
-            self._timer = self._loop.call_later(left, self._look)
+            self._look_later(left)
 
     async def _drain(self) -> None:
         while self._writable is not None:
@@ -356,6 +383,7 @@ class Wire(asyncio.BufferedProtocol):
                 slot.waiter.set_result(None)
             slot.into = None
         self._slots.clear()
+        self._parser.end()  # or its buffers would live as long as this does, in a circle
         self.resume_writing()
         if self.on_lost is not None:
             self.on_lost()
@@ -369,44 +397,3 @@ class Wire(asyncio.BufferedProtocol):
         error = redis_errors.ConnectionError("the connection was lost")
         error.__cause__ = self._error
         return error
-
-
-def _slices(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Groups pieces, and cuts large ones, into lists of at most `SLICE` bytes in all.
-
-    None of the pieces in a list is empty: the transports of Python 3.12 never get past one.
-    """
-    group: list[Piece] = []
-    room = SLICE
-    for piece in _joined(pieces):
-        view = memoryview(piece)
-        start = 0
-        while start < len(view):
-            part = view[start : start + room]
-            group.append(part)
-            start += len(part)
-            room -= len(part)
-            if not room:
-                yield group
-                group, room = [], SLICE
-    if group:
-        yield group
-
-
-def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces, with small ones in a row joined: each piece may be a call of the system."""
-    small: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        if len(piece) < _LEAST:
-            small.append(piece)
-            size += len(piece)
-            if size < SMALL:
-                continue
-        if small:
-            yield b"".join(small)
-            small, size = [], 0
-        if len(piece) >= _LEAST:
-            yield piece
-    if small:
-        yield b"".join(small)
