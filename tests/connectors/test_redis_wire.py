@@ -179,30 +179,6 @@ async def test_a_cancelled_put_leaves_nothing(redis, redis_server, size):
         await until(lambda: len(client.keys(f"{name}*")) == 2)
 
 
-async def test_a_server_that_talks_nonsense_is_told(redis_url):
-    """Whatever it sends once a connection is made; nobody waits for it."""
-
-    over = asyncio.Event()
-
-    async def talk(reader, writer):
-        await reader.readuntil(b"PING\r\n")
-        writer.write(b"+PONG\r\n")
-        await reader.read(100)
-        writer.write(b"<html>\r\n")
-        await asyncio.wait([asyncio.ensure_future(reader.read())])
-        writer.transport.abort()
-        over.set()
-
-    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        connector = RedisConnector(f"redis://127.0.0.1:{port}", timeout=5)
-        with pytest.raises(ConnectorLostError) as caught:
-            await connector.evict("x")
-        assert "<html>" in str(caught.value.__cause__)
-        await connector.aclose()
-        await over.wait()
-
-
 # -- behind: large reads on the library's loop --------------------------------------------------
 
 

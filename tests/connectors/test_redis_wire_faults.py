@@ -43,6 +43,8 @@ async def slow_link(port):
                 writer.write(chunk)
                 await writer.drain()
         writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
     async def accept(reader, writer):
         there, back = await asyncio.open_connection("127.0.0.1", port)
@@ -75,12 +77,16 @@ async def test_a_slow_link_is_not_taken_for_a_silent_one(redis_server, namespace
 
 async def test_a_server_that_cannot_be_reached_is_tried_once_for_all():
     """Not by one caller after the other, of whom the last would wait for ever."""
-    accepted = []
+    accepted, ended = [], []
 
     async def accept(reader, writer):
         accepted.append(writer)
-        await reader.read()
+        with contextlib.suppress(OSError):
+            await reader.read()
         writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        ended.append(writer)
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
@@ -95,6 +101,7 @@ async def test_a_server_that_cannot_be_reached_is_tried_once_for_all():
             await connector.exists("x")
         assert 2 == len(accepted)
         await connector.aclose()
+        await until(lambda: len(ended) == 2)
 
 
 async def test_replies_that_nobody_wants_are_limited(own_redis_server):
@@ -270,7 +277,7 @@ async def test_a_close_waits_for_all_at_once(redis_server, namespace, tmp_path, 
         wires = list((await connector._client()).pool._idle)
         assert len(wires) > 1
         await connector.evict(key)
-        proxy.stall_all()
+        proxy.delay = 1000
         closing = asyncio.create_task(connector.aclose())
         await until(lambda: all(wire._transport.is_closing() for wire in wires))
         closing.cancel()
@@ -303,9 +310,7 @@ async def test_closing_amid_reads_behind_leaks_nothing(redis_server, namespace):
             proxy.stall_all()
             await asyncio.sleep(0.05)
             await run(io_thread().run, connector.aclose())
-            results = await asyncio.gather(
-                *map(asyncio.wrap_future, asked), return_exceptions=True
-            )
+            results = await asyncio.gather(*map(asyncio.wrap_future, asked), return_exceptions=True)
             assert all(isinstance(one, ConnectorError | bytearray) for one in results)
             proxy.reset_all()
         await until(lambda: descriptors() <= before)
