@@ -3,10 +3,10 @@
 A thread that computes in pure Python holds the interpreter lock, and whoever comes back from a
 system call gets it after 5 ms (`sys.getswitchinterval`). An event loop comes back once for each
 piece that arrives: 100 MB took seconds. So the library's loop, which works behind such threads,
-lends the socket of a connection to a worker thread, where one call takes a window of 8 MiB.
+lends the socket of a connection to a worker thread, where one call takes many windows.
 
-What a reply will look like is known beforehand, so one call reads the end of a window and the
-header of the next, and nothing is copied but the first bytes.
+What the replies will look like is known beforehand, so one call reads windows and the headers
+between them, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -17,22 +17,34 @@ import os
 import socket
 import struct
 import threading
+import time
 from typing import Final
 
 from redis import exceptions as redis_errors
 
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane.connectors.redis.resp import command, new_buffer
-from proxyplane.connectors.redis.transfer import EXEC, MULTI, Touched, window_command
+from proxyplane.connectors.redis.transfer import (
+    EXEC,
+    MULTI,
+    WINDOW,
+    Touched,
+    window_command,
+)
 from proxyplane.connectors.redis.wire import Wire
 
 POSSIBLE: Final = hasattr(socket.socket, "recvmsg_into")  # not on Windows
 # From here on it pays: a hop to another thread and back costs two waits for the interpreter lock.
 LEAST: Final = 1 << 20
-# Each is one reply, and waiting for the lock once or twice. The server makes a copy of each that is
-# on the way, and answers nobody else meanwhile.
-WINDOW: Final = 8 << 20
+# Windows on their way together. The server makes them in one go, and answers nobody else meanwhile;
+# so they are many only behind a thread that computes, where each call costs a wait for the lock.
 _AHEAD = 4
+_AHEAD_OF_BUSY = 32
+# To start in a thread, or to hand over a few bytes, takes longer than this only if the lock had to
+# be waited for.
+_BUSY_SECONDS = 0.001
+# How long a call waits before it looks whether what came so far is what was expected.
+_LOOK_SECONDS = 0.25
 _HEAD = 4 << 10
 
 
@@ -73,6 +85,7 @@ class _Read:
         self._size = size
         self._refusal = wire.refusal
         self._patience = wire.patience
+        self._made = time.monotonic()
 
     def stop(self) -> None:
         """Ends the read if it is not over."""
@@ -97,9 +110,11 @@ class _Read:
         try:
             self._socket.setblocking(True)
             # Not `settimeout`, with which a call returns at the first piece of a window.
-            self._limit(self._patience)
+            self._limit(socket.SO_SNDTIMEO, self._patience)
+            self._limit(socket.SO_RCVTIMEO, min(_LOOK_SECONDS, self._patience))
             found = self._read()
-            self._limit(0)
+            self._limit(socket.SO_SNDTIMEO, 0)
+            self._limit(socket.SO_RCVTIMEO, 0)
             self._socket.setblocking(False)  # as the loop needs it
             return found
         except BlockingIOError:  # what the kernel calls it
@@ -108,10 +123,9 @@ class _Read:
             with self._lock:
                 self._close()
 
-    def _limit(self, seconds: float) -> None:
+    def _limit(self, option: int, seconds: float) -> None:
         value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, value)
+        self._socket.setsockopt(socket.SOL_SOCKET, option, value)
 
     def _read(self) -> bytearray | Touched | None:
         size, name = self._size, self._name
@@ -122,47 +136,74 @@ class _Read:
         between = [b"\r\n$%d\r\n" % len(window) for window in windows]
         between[0] = b"+OK\r\n:%d\r\n$%d\r\n" % (size, len(windows[0]))
         between.append(b"\r\n+OK\r\n*0\r\n")
-        asked = 0
-        for i, window in enumerate(windows):
-            ask = [] if i else [command("WATCH", name), command("STRLEN", name)]
-            # Two more replies are always on their way behind a window. So whatever they are, even
-            # empty, they are as long as what is read with the window, and the call returns.
+        ask = command("WATCH", name) + command("STRLEN", name)
+        asked = i = 0
+        took = time.monotonic() - self._made
+        while i < len(windows):
             if asked < len(windows) and asked <= i + 2:
-                upto = min(i + _AHEAD, len(windows))
-                ask += [window_command(name, j, WINDOW) for j in range(asked, upto)]
+                ahead = _AHEAD_OF_BUSY if took > _BUSY_SECONDS else _AHEAD
+                upto = min(i + ahead, len(windows))
+                ask += b"".join(window_command(name, j, WINDOW) for j in range(asked, upto))
                 asked = upto
                 if asked == len(windows):
-                    ask += [MULTI, EXEC]
-            if ask:
-                self._socket.sendall(b"".join(ask))
-            rest = [window]
+                    ask += MULTI + EXEC
+                began = time.monotonic()
+                self._socket.sendall(ask)
+                took = time.monotonic() - began
+                ask = b""
+            # Two more replies are always on their way behind the last window of a call. So even if
+            # they are empty they are as long as the header that is read with the window.
+            stop = len(windows) if asked == len(windows) else asked - 2
+            views: list[memoryview] = []
+            wanted: list[bytes | None] = []
+            for j in range(i, stop):
+                views += [windows[j], memoryview(bytearray(len(between[j + 1])))]
+                wanted += [None, between[j + 1]]
             if not i:
                 head = memoryview(bytearray(between[0]))
                 got = 0
                 while got < len(head) and head[:got] == between[0][:got]:
-                    got += self._receive([head[got:], window], 0)
+                    got += self._receive([head[got:], windows[0]], 0)
                 if head != between[0]:
                     return self._explain(
-                        bytes(head[:got]) + bytes(window[: max(0, got - len(head))])
+                        bytes(head[:got]) + bytes(windows[0][: max(0, got - len(head))])
                     )
-                rest = [window[got - len(head) :]]
-            after = memoryview(bytearray(len(between[i + 1])))
-            rest = [one for one in (*rest, after) if len(one)]
-            while rest:
-                got = self._receive(rest, socket.MSG_WAITALL)
-                while rest and got >= len(rest[0]):
-                    got -= len(rest.pop(0))
-                if got:
-                    rest[0] = rest[0][got:]
-            if after != between[i + 1]:
+                views[0] = views[0][got - len(head) :]
+            if not self._fill(views, wanted):
                 return Touched(None)
+            i = stop
         return body
 
+    def _fill(self, views: list[memoryview], wanted: list[bytes | None]) -> bool:
+        """Reads into all of `views`; False as soon as one is not what it should be."""
+        rest = list(views)
+        k = 0
+        while k < len(rest):
+            got = self._receive(rest[k:], socket.MSG_WAITALL)
+            while k < len(rest) and got >= len(rest[k]):
+                got -= len(rest[k])
+                rest[k] = rest[k][len(rest[k]) :]
+                if not _as_far(views[k], rest[k], wanted[k]):
+                    return False
+                k += 1
+            if got:
+                rest[k] = rest[k][got:]
+                if not _as_far(views[k], rest[k], wanted[k]):
+                    return False
+        return True
+
     def _receive(self, views: list[memoryview], flags: int) -> int:
-        got = self._socket.recvmsg_into(views, 0, flags)[0]
-        if not got:
-            raise redis_errors.ConnectionError("the connection was closed")
-        return got
+        since = time.monotonic()
+        while True:
+            try:
+                got = self._socket.recvmsg_into(views, 0, flags)[0]
+            except BlockingIOError:  # what the kernel calls a time-out
+                if time.monotonic() - since >= self._patience:
+                    raise TimeoutError from None
+            else:
+                if not got:
+                    raise redis_errors.ConnectionError("the connection was closed")
+                return got
 
     def _explain(self, text: bytes) -> Touched | None:
         """What the first replies mean when they are not those of a whole object."""
@@ -176,3 +217,9 @@ class _Read:
             if line.startswith(b":"):
                 return Touched(int(line[1:])) if int(line[1:]) else None
         return Touched(None)
+
+
+def _as_far(view: memoryview, empty: memoryview, wanted: bytes | None) -> bool:
+    """Whether what a view holds so far is what it should be; None for whatever it is."""
+    there = len(view) - len(empty)
+    return wanted is None or bytes(view[:there]) == wanted[:there]
