@@ -128,7 +128,11 @@ def install_wheel(session: nox.Session) -> dict[str, str | None]:
     # In an environment that is used again (`nox -r`) a new wheel of the same version is not new.
     session.install("--force-reinstall", "--no-deps", str(wheel))
     # Neither the checkout nor a setting of this shell may stand in for the wheel.
-    environment = {"PYTHONPATH": None, "PYTHONWARNINGS": None, "PYTEST_ADDOPTS": None}
+    environment: dict[str, str | None] = {
+        "PYTHONPATH": None,
+        "PYTHONWARNINGS": None,
+        "PYTEST_ADDOPTS": None,
+    }
     where = session.run(
         "python",
         "-c",
@@ -194,7 +198,7 @@ def large(session: nox.Session) -> None:
     """Objects of gigabytes; a test that has too little memory or disk says so and is skipped."""
     install(session, "test", f"proxyplane[demo,uvloop] @ {the_wheel().as_uri()}")
     session.install("--force-reinstall", "--no-deps", str(the_wheel()))
-    environment = {"PYTHONPATH": None, "PROXYPLANE_TEST_LARGE": "1"}
+    environment: dict[str, str | None] = {"PYTHONPATH": None, "PROXYPLANE_TEST_LARGE": "1"}
     session.run("python", "-m", "pytest", "tests/large", *session.posargs, env=environment)
 
 

@@ -94,7 +94,7 @@ async def test_consumers(medium, store, name):
     assert nth > 1 or name == "done"  # some media need not wait to tell
     await store.aclose()
     await medium.rest()
-    await until(lambda: medium.held() == before)
+    await until(lambda: medium.holds_no_more(before))
 
 
 @pytest.mark.parametrize("name", PRODUCERS)

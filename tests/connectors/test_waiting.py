@@ -260,7 +260,7 @@ async def test_close_ends_the_waits_of_loops_that_end(medium, connector, another
     before = medium.held()
     for _ in range(5):
         await close_under_loops()
-    await until(lambda: medium.held() == before)
+    await until(lambda: medium.holds_no_more(before))
 
 
 async def test_close_ends_the_waits(medium, connector, another):

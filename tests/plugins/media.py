@@ -66,6 +66,11 @@ class Medium:
         gc.collect()  # what other tests left
         return {"descriptors": len(os.listdir("/proc/self/fd"))}
 
+    def holds_no_more(self, before: dict[str, int]) -> bool:
+        """Whether this process holds no more than it did; what other tests left may go any time."""
+        now = self.held()
+        return all(now[name] <= before[name] for name in before)
+
     async def waiting(self, connector, key: str, count: int = 1) -> None:
         """Returns when so many wait for a key, and sleep."""
         await until(lambda: self.waiting_for(connector, key) >= count)

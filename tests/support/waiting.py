@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
@@ -38,8 +39,13 @@ def on_thread(make: Callable[[], Coroutine[Any, Any, Any]]) -> Future[Any]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Returns when the condition holds; the timeout of the test ends it otherwise."""
+    """Returns when the condition holds; fails when it does not for long.
+
+    The time limit of the test would end it too, but not if it strikes while garbage is collected.
+    """
+    until = time.monotonic() + 45
     while not condition():
+        assert time.monotonic() < until, "it never came true"
         await asyncio.sleep(0.002)
 
 
