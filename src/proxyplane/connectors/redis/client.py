@@ -81,6 +81,8 @@ class Client:
         except asyncio.CancelledError:
             if mine:
                 self.pool.forget(command("UNLINK", name), used)
+            elif used is not None:
+                self.pool.hold(used)
             raise
 
     async def store_together(self, batch: Sequence[tuple[bytes, Body]]) -> list[bool]:
@@ -96,8 +98,12 @@ class Client:
         if body.size <= SMALL:
             return what_was_set(await self.pool.requests(b"".join(pieces), SETTING_REPLIES))
         async with self.pool.wire() as wire:
-            await wire.send(pieces, SETTING_REPLIES)
-            replies, refusal = await wire.read_few(SETTING_REPLIES)
+            try:
+                await wire.send(pieces, SETTING_REPLIES)
+                replies, refusal = await wire.read_few(SETTING_REPLIES)
+            except asyncio.CancelledError:
+                self.pool.hold(wire)
+                raise
             if refusal is not None:
                 raise refusal
         return what_was_set(replies)

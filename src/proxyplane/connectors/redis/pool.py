@@ -13,6 +13,8 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
+from redis import exceptions as redis_errors
+
 from proxyplane.connectors.redis.errors import copied, map_errors
 from proxyplane.connectors.redis.link import connect
 from proxyplane.connectors.redis.resp import Reply
@@ -47,6 +49,7 @@ class Pool:
         self._room = asyncio.Semaphore(options.max_connections)
         self._idle: list[Wire] = []
         self._busy: set[Wire] = set()
+        self._unsettled: set[Wire] = set()  # see `hold`
         self._shared: Wire | None = None
         self._sharing = asyncio.Lock()
         self._refused: ConnectorError | None = None  # why it could not be made, the last time
@@ -76,6 +79,8 @@ class Pool:
         """Sends small commands together; a refusal in place of a reply is raised at the end."""
         if not count:
             return []
+        if self._unsettled:
+            await self._settle()
         await self._turn.acquire()
         wire = self._shared
         last: Slot | None = None
@@ -93,6 +98,20 @@ class Pool:
                 self._turn.release()
             else:  # a reply that is left behind is on its way like any other
                 wire.afterwards(last, self._turn.release)
+
+    def hold(self, wire: Wire) -> None:
+        """Lets further requests wait until the replies that are outstanding here have come.
+
+        For a caller who was cancelled when all was sent: what was sent takes effect, and not after
+        what this caller asks for next.
+        """
+        self._unsettled.add(wire)
+
+    async def _settle(self) -> None:
+        for wire in list(self._unsettled):
+            with contextlib.suppress(redis_errors.RedisError, TimeoutError):
+                await wire.settled()
+            self._unsettled.discard(wire)
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -125,6 +144,8 @@ class Pool:
         """
         async with self._room:
             self._check_open()
+            if self._unsettled:
+                await self._settle()
             wire = self._take()
             if wire is None:
                 wire = await self._connect()
