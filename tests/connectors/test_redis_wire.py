@@ -180,6 +180,33 @@ async def test_a_cancelled_put_leaves_nothing(redis, redis_server, size):
         await until(lambda: len(client.keys(f"{name}*")) == 2)
 
 
+async def test_what_a_cancelled_caller_sent_comes_before_what_is_asked_next(own_redis_server):
+    """For all who ask next, at once and on whatever connection; and none of them is forgotten."""
+    server = await asyncio.to_thread(own_redis_server)
+    connector = RedisConnector(server.url)
+    await connector.put([b"it knows the limits of the server then"])
+    for i in range(5):
+        await asyncio.gather(connector.get("any"), connector.get("any", size=3 * MB))
+        server.pause()
+        put = asyncio.create_task(connector.put([bytes(100_000)], key=f"key {i}"))
+        await asyncio.sleep(0.05)  # all of it is on its way, and nobody takes it
+        put.cancel()
+        await asyncio.wait([put])
+        asked = [
+            asyncio.create_task(call(f"key {i}"))
+            for call in (connector.exists, connector.get, lambda key: connector.get_batch([key]))
+            for _ in range(4)
+        ]
+        await asyncio.sleep(0.01)
+        server.resume()
+        async with asyncio.timeout(20):
+            found = await asyncio.gather(*asked)
+        assert [True] * 4 == found[:4]
+        assert [bytes(100_000)] * 4 == found[4:8]
+        assert [[bytes(100_000)]] * 4 == found[8:]
+    await connector.aclose(clear=True)
+
+
 # -- behind: large reads on the library's loop --------------------------------------------------
 
 

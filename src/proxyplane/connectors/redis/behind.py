@@ -143,7 +143,7 @@ class _Read:
             if asked < len(windows) and asked <= i + 2:
                 ahead = _AHEAD_OF_BUSY if took > _BUSY_SECONDS else _AHEAD
                 upto = min(i + ahead, len(windows))
-                ask += b"".join(window_command(name, j, WINDOW) for j in range(asked, upto))
+                ask += b"".join(window_command(name, j) for j in range(asked, upto))
                 asked = upto
                 if asked == len(windows):
                     ask += MULTI + EXEC

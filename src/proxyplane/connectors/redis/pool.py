@@ -65,7 +65,7 @@ class Pool:
             ConnectorError: As for `wire`, or the server refused.
         """
         wire = self._shared
-        if wire is None or wire.lost or wire.owed >= TOGETHER:
+        if wire is None or wire.lost or wire.owed >= TOGETHER or self._unsettled:
             (reply,) = await self.requests(data, 1)
             return reply
         # The same by hand: in a get of 1 KB the steps of `requests` are most of the library's time.

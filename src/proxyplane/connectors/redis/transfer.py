@@ -167,7 +167,7 @@ async def read_windows(wire: Wire, name: bytes, size: int) -> bytearray | Touche
         for i, place in enumerate(places):
             if asked < len(slots):
                 upto = min(len(slots), i + WINDOWS_AHEAD)
-                windows = [window_command(name, j, WINDOW) for j in range(asked, upto)]
+                windows = [window_command(name, j) for j in range(asked, upto)]
                 await wire.send(windows, slots[asked:upto])
                 asked = upto
                 if asked == len(slots):
@@ -195,9 +195,9 @@ def _fill(place: memoryview | None, reply: bytes | memoryview) -> None:
         place[:] = reply
 
 
-def window_command(name: bytes, i: int, window: int) -> bytes:
-    """Asks for part `i` of an object in parts of so many bytes."""
-    return command("GETRANGE", name, i * window, (i + 1) * window - 1)
+def window_command(name: bytes, i: int) -> bytes:
+    """Asks for window `i` of an object."""
+    return command("GETRANGE", name, i * WINDOW, (i + 1) * WINDOW - 1)
 
 
 async def read_many(
