@@ -17,7 +17,7 @@ import pytest
 
 import proxyplane as pp
 from proxyplane import sync
-from proxyplane._store_core import DEFERRABLE
+from proxyplane._store_base import DEFERRABLE
 from proxyplane.abc import Buffer, Connector, Frames
 from proxyplane.exceptions import (
     FutureAlreadySet,

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from proxyplane import _stores, serialization
-from proxyplane._store_core import SerializerLike, StoreCore
+from proxyplane._store_base import SerializerLike
+from proxyplane._store_core import StoreCore
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import OnBlocking, StoreConfig, connector_from_url
 from proxyplane.exceptions import ConfigError

@@ -18,7 +18,7 @@ from proxyplane import store as _async
 from proxyplane._operations import Operation
 from proxyplane._runtime.blocking import about_to_block
 from proxyplane._runtime.io_thread import Outcome, io_thread
-from proxyplane._store_core import SerializerLike
+from proxyplane._store_base import SerializerLike
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import OnBlocking, StoreConfig
 from proxyplane.future import ProxyFuture, ReturnWhen

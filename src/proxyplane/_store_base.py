@@ -1,0 +1,163 @@
+"""What every operation of a store rests on: its parts, its life, and the steps that are shared."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, NoReturn
+
+from proxyplane import _stores, serialization
+from proxyplane._operations import Known, Operation
+from proxyplane._runtime.source import decoding
+from proxyplane._store_checks import require_tags
+from proxyplane.abc import Buffer, Connector, DeferrableConnector, Serializer, SupportsSync
+from proxyplane.cache import LRUCache
+from proxyplane.config import StoreConfig
+from proxyplane.exceptions import StoreClosedError
+from proxyplane.factory import StoreFactory
+from proxyplane.failures import Failure
+
+# For a message: to ask each connector would import its driver.
+DEFERRABLE = ("FileConnector", "LocalConnector", "RedisConnector")
+
+SerializerLike = Serializer | str | None
+
+
+class StoreBase(ABC):
+    """Connector, cache and configuration of a store, from which its operations are made.
+
+    Args:
+        config: What makes the store.
+        connector: The connector that the configuration names.
+    """
+
+    def __init__(self, config: StoreConfig, connector: Connector) -> None:
+        self._serializer = self._chosen(config.serializer)
+        self._cache = LRUCache(*config.cache_limits())
+        self._config = config
+        self.connector = connector
+        self._shortcut = connector if isinstance(connector, SupportsSync) else None
+        self._closed = False
+        self._to_end = self._to_clear = False  # what a close that failed leaves to the next one
+        self.name = config.name
+        self.reference = config.to_url()
+        self.on_blocking = config.on_blocking
+        self.eager = config.eager
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store was closed."""
+        return self._closed
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether the medium can be used in the calling thread, without a loop."""
+        return self._shortcut is not None
+
+    def cached(self, key: str) -> Any:
+        """The object of `key` from the cache, or MISSING."""
+        return self._cache.get(key)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.name!r} at {self._config.connector}{', closed' * self._closed}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} holds connections and cannot be pickled; send its proxies, which find it "
+            "by themselves, or send store.config() and use Store.from_config there"
+        )
+
+    def enter(self) -> None:
+        """Gives the store its name in this process, as entering a ``with`` block does."""
+        self.require_open()
+        _stores.register(self, exist_ok=True)
+
+    def closing(self, clear: bool) -> Operation[None]:
+        """Closes the store; nothing the second time, unless the first one failed."""
+        if self._closed and not self._to_end:
+            return Known(None)
+
+        def prepare() -> bool:
+            self._closed = self._to_end = True
+            self._to_clear |= clear
+            _stores.unregister(self.name, self)
+            self._cache.clear()
+            return self._to_clear
+
+        async def end(clear: bool) -> None:
+            await self.connector.aclose(clear=clear)
+            self._to_end = False
+
+        return Operation(f"closing {self!r}", prepare=prepare, io=end)
+
+    # -- what its factories ask of it -----------------------------------------------------------
+
+    @abstractmethod
+    def resolving(
+        self, key: str, size: int | None, evict: bool, deferred: bool, missing: Exception
+    ) -> Operation[Any]:
+        """Gets the object of a proxy past the cache; raises `missing` if there is none."""
+
+    @abstractmethod
+    def evicting(self, key: str) -> Operation[bool]:
+        """Removes an object; gives whether it was there."""
+
+    # -- the steps of its operations ------------------------------------------------------------
+
+    def require_open(self) -> None:
+        """Raises StoreClosedError if the store was closed."""
+        if self._closed:
+            raise StoreClosedError(f"store {self.name!r} is closed", hint="make a new one")
+
+    def _deferrable(self) -> DeferrableConnector:
+        self.require_open()
+        if isinstance(self.connector, DeferrableConnector):
+            return self.connector
+        raise NotImplementedError(
+            f"{type(self.connector).__name__} cannot defer, so its stores have no futures; "
+            f"connectors that can: {', '.join(DEFERRABLE)}"
+        )
+
+    def _tagged(self, tags: Collection[str]) -> dict[str, Any]:
+        """The tags of an object as an argument for the connector; none if there are no tags."""
+        if tags and not self.connector.takes_tags:
+            raise NotImplementedError(
+                f"{type(self.connector).__name__} has no use for tags; a MultiConnector chooses by "
+                "them among connectors"
+            )
+        return {"tags": require_tags(tags)} if tags else {}
+
+    def _here(self, call: Callable[[SupportsSync, Any], Any]) -> Callable[[Any], Any] | None:
+        """`call` with the medium's shortcut; None where it has none."""
+        medium = self._shortcut
+        return None if medium is None else partial(call, medium)
+
+    def _chosen(self, serializer: SerializerLike) -> Serializer | None:
+        if isinstance(serializer, str):
+            return serialization.get_serializer(serializer)
+        return serializer
+
+    def _encode(self, obj: Any, serializer: SerializerLike) -> list[Buffer]:
+        chosen = self._chosen(serializer) or self._serializer
+        return serialization.encode(obj, serializer=chosen, checksum=self._config.checksum)
+
+    def _encoding_stalls(self, obj: Any) -> bool:
+        return serialization.encode_may_stall(obj, checksum=self._config.checksum)
+
+    def _decode(self, key: str, buffer: Buffer, since: int, cache: bool = True) -> Any:
+        with decoding:
+            obj = serialization.decode(buffer)
+        if type(obj) is Failure:
+            raise obj.to_raise()
+        if cache:
+            self._cache.put(key, obj, len(buffer), since=since)
+        return obj
+
+    def factory(
+        self, key: str, evict: bool, size: int | None, eager: bool | None = None
+    ) -> StoreFactory[Any]:
+        """What a proxy of `key` carries."""
+        if eager is None:
+            eager = self.eager
+        return StoreFactory(self.reference, key, evict=evict, eager=eager, size=size, store=self)
