@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from proxyplane._runtime import eager
 from proxyplane._server import EmbeddedServer
+from support.cluster import Cluster
 from support.servers import make_server
 
 pytest_plugins = ["plugins.blocking", "plugins.media", "plugins.rows"]
@@ -75,3 +77,23 @@ def own_redis_server() -> Iterator[Callable[..., EmbeddedServer]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[Cluster]:
+    """One Redis cluster for the whole run; never kill or change it."""
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster_url(redis_cluster: Cluster) -> str:
+    """The URL of the shared cluster, in a namespace that no other test uses."""
+    return f"{redis_cluster.url}?namespace=test-{next(_numbers)}"
+
+
+@pytest.fixture
+def own_redis_cluster() -> Iterator[Callable[..., Cluster]]:
+    """Starts clusters for this test alone, like `own_redis_server`; takes arguments of servers."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args: stack.enter_context(Cluster(args))

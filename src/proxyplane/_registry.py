@@ -29,6 +29,8 @@ _BUILT_IN = {
     "redis": "proxyplane.connectors.redis:RedisConnector",
     "rediss": "proxyplane.connectors.redis:RedisConnector",
     "unix": "proxyplane.connectors.redis:RedisConnector",
+    "redis+cluster": "proxyplane.connectors.redis:RedisConnector",
+    "rediss+cluster": "proxyplane.connectors.redis:RedisConnector",
     "multi": "proxyplane.connectors.multi:MultiConnector",
 }
 _registered: dict[str, type[Connector]] = {}

@@ -101,3 +101,33 @@ class TestRedis(ConnectorTests):
 
     def break_medium(self):
         self.server.kill()
+
+
+class TestRedisCluster(ConnectorTests):
+    @pytest.fixture
+    def connector(self, request, redis_cluster):
+        self.own = None
+        if request.node.name == "test_a_broken_medium_is_a_connector_error":
+            self.own = redis_cluster = request.getfixturevalue("own_redis_cluster")()
+        self.cluster = redis_cluster
+        self.namespace = f"conformance-{next(_numbers)}"
+        return RedisConnector(redis_cluster.url, namespace=self.namespace)
+
+    def name(self, key):
+        return f"{self.namespace}:{key}".encode("utf-8", "surrogatepass")
+
+    def read_raw(self, key):
+        return self.cluster.at(self.name(key)).get(self.name(key))
+
+    def write_raw(self, key, data):
+        self.cluster.at(self.name(key)).set(self.name(key), data)
+
+    def delete_raw(self, key):
+        self.cluster.at(self.name(key)).delete(self.name(key))
+
+    def count_raw(self):
+        return sum(len(client.keys(self.name("*"))) for client in self.cluster.clients)
+
+    def break_medium(self):
+        for node in self.own.nodes:
+            node.kill()

@@ -160,6 +160,7 @@ def test_repr_and_pickle_hold_the_url_and_no_secret(monkeypatch):
     assert "s3kr1t" not in repr(connector) + connector.url
 
 
-def test_all_three_schemes_are_its_own():
+def test_all_schemes_are_its_own():
     """The registry finds the connector under each of its schemes."""
-    assert ("redis", "rediss", "unix") == RedisConnector.schemes
+    one, cluster = ("redis", "rediss", "unix"), ("redis+cluster", "rediss+cluster")
+    assert (*one, *cluster) == RedisConnector.schemes

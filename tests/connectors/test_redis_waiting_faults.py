@@ -13,6 +13,7 @@ import random
 import pytest
 
 from proxyplane.connectors.redis import RedisConnector, waiting
+from proxyplane.connectors.redis.client import Client
 from proxyplane.connectors.redis.later import WAS_SET, record_name
 from proxyplane.exceptions import (
     ConnectorError,
@@ -61,7 +62,7 @@ def blind(monkeypatch):
     async def look_up(pool, names):
         return [(False, True)] * len(names)
 
-    monkeypatch.setattr(waiting, "look_up", look_up)
+    monkeypatch.setattr(Client, "look_up", look_up)
 
 
 def set_at_once(server, connector, names):

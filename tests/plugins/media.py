@@ -15,6 +15,7 @@ from proxyplane.connectors.file import FileConnector
 from proxyplane.connectors.local import LocalConnector
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.connectors.redis import waiting as redis_waiting
+from proxyplane.connectors.redis.client import Client
 from support.servers import admin, connections
 from support.waiting import (
     drop_watches,
@@ -156,10 +157,10 @@ class RedisMedium(Medium):
         return sum(len(client.waiters._waiting) for client, _ in entries)
 
     def blind(self, monkeypatch, connector):
-        async def look_up(wire, names):
+        async def look_up(client, names):
             return [(False, True)] * len(names)
 
-        monkeypatch.setattr(redis_waiting, "look_up", look_up)
+        monkeypatch.setattr(Client, "look_up", look_up)
 
     async def rest(self):
         await until(lambda: not self.client.client_list(_type="pubsub"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Final
 
 from proxyplane._runtime.io_thread import on_io_thread
@@ -13,6 +14,8 @@ from proxyplane.connectors.redis import behind
 from proxyplane.connectors.redis.later import (
     SETTING_REPLIES,
     Setting,
+    look_up,
+    record_name,
     setting,
     what_was_set,
 )
@@ -24,6 +27,7 @@ from proxyplane.connectors.redis.transfer import (
     MORE,
     Body,
     Touched,
+    find_made,
     first_window,
     pipeline,
     read_large,
@@ -56,7 +60,7 @@ class Client:
 
     def __init__(self, options: RedisOptions, tls: ssl.SSLContext | None) -> None:
         self.pool = Pool(options, tls)
-        self.waiters = Waiters(self.pool, options)
+        self.waiters = Waiters(self, options)
         self._options = options
         # The server's maxmemory in bytes, 0 for none or unknown; None until asked for.
         self._limit: int | None = None
@@ -70,7 +74,7 @@ class Client:
             mine: Whether nobody else can know the key, so that when this is cancelled the object
                 is of no use to anybody.
         """
-        await self._check_limit(body.size)
+        await self.check_limit(body.size)
         used: Wire | None = None
         try:
             if body.size <= SMALL:
@@ -87,13 +91,17 @@ class Client:
 
     async def store_together(self, batch: Sequence[tuple[bytes, Body]]) -> list[bool]:
         """Stores several objects, all or none; tells for each whether it was not there before."""
-        await self._check_limit(max(body.size for _, body in batch))
+        await self.check_limit(max(body.size for _, body in batch))
         async with self.pool.wire() as wire:
             return await write_together(wire, batch)
 
+    async def register(self, name: bytes) -> None:
+        """Registers a key whose object will come later."""
+        await self.pool.request(command("SET", record_name(name), b""))
+
     async def store_registered(self, name: bytes, body: Body) -> Setting:
         """Stores the object of a registered key."""
-        await self._check_limit(body.size)
+        await self.check_limit(body.size)
         pieces = setting(name, body)
         if body.size <= SMALL:
             return what_was_set(await self.pool.requests(b"".join(pieces), SETTING_REPLIES))
@@ -125,10 +133,14 @@ class Client:
 
     async def _read_large(self, wire: Wire, name: bytes, size: int) -> bytearray | Touched | None:
         # With TLS a thread has nothing to gain: each record costs it a wait for the lock.
-        plain = behind.POSSIBLE and self._options.scheme != "rediss"
+        plain = behind.POSSIBLE and not self._options.tls
         if size >= behind.LEAST and plain and on_io_thread():
             return await behind.read_behind(wire, name, size)
         return await read_windows(wire, name, size)
+
+    async def exists(self, name: bytes) -> bool:
+        """Whether there is an object."""
+        return bool(await self.pool.request(command("EXISTS", name)))
 
     async def count(self, commands: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Sends commands whose replies are numbers, and tells of each whether it is not zero."""
@@ -138,6 +150,20 @@ class Client:
         async with self.pool.wire() as wire:
             return await pipeline(wire, commands, ahead=_NUMBERS_AHEAD, convert=bool)
 
+    async def look_up(self, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
+        """For each registered key whether its object is there, and whether its record is."""
+        return await look_up(self.pool, names)
+
+    def extra(self) -> AbstractAsyncContextManager[Wire]:
+        """A connection for whoever waits; see `Pool.extra`."""
+        return self.pool.extra()
+
+    async def remove_made(self, namespace: str, prefix: str) -> None:
+        """Removes every object and record whose key begins with `prefix`."""
+        async with self.pool.wire() as wire, aclosing(find_made(wire, namespace, prefix)) as found:
+            async for names in found:
+                await wire.call("UNLINK", *names)
+
     async def aclose(self) -> None:
         """Ends every wait, and closes the connections."""
         try:
@@ -145,7 +171,8 @@ class Client:
         finally:  # also when this is cancelled, as it is when another loop closes and this one ends
             await self.pool.aclose()
 
-    async def _check_limit(self, size: int) -> None:
+    async def check_limit(self, size: int) -> None:
+        """Raises ObjectTooLargeError for an object that exceeds the server's maxmemory."""
         if self._limit is None:
             self._limit = await read_limit(self.pool, self._options.where)
         if self._limit:

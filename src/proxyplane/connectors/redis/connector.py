@@ -13,10 +13,10 @@ from proxyplane._runtime.per_loop import PerLoop
 from proxyplane.abc import Buffer, DeferrableConnector, Frames
 from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors.redis.client import Client, check_largest
+from proxyplane.connectors.redis.cluster import ClusterClient
 from proxyplane.connectors.redis.later import WAS_EVICTED, comes_later, for_later, record_name
 from proxyplane.connectors.redis.link import load_tls_context
-from proxyplane.connectors.redis.resp import command
-from proxyplane.connectors.redis.transfer import Body, groups, remove_made
+from proxyplane.connectors.redis.transfer import Body, groups
 from proxyplane.connectors.redis.url import DEFAULT_URL, SCHEMES, parse_url
 from proxyplane.connectors.redis.waiting import lost_error
 from proxyplane.exceptions import (
@@ -110,7 +110,7 @@ class RedisConnector(DeferrableConnector):
         self._tls: ssl.SSLContext | None = None
         self._closed = self._to_clear = False
         self._keys = KeyMaker()
-        self._clients = PerLoop(lambda: Client(self._options, self._tls), Client.aclose)
+        self._clients: PerLoop[Client | ClusterClient] = PerLoop(self._make, _close)
         self.after_fork_in_child()
         on_fork(self)
 
@@ -172,7 +172,7 @@ class RedisConnector(DeferrableConnector):
         """Whether the key holds an object now."""
         name = self._name(key)
 
-        return bool(await self._twice(lambda client: client.pool.request(command("EXISTS", name))))
+        return await self._twice(lambda client: client.exists(name))
 
     async def evict(self, key: str) -> bool:
         """Removes an object and returns whether it was there; see `Connector.evict`.
@@ -259,8 +259,8 @@ class RedisConnector(DeferrableConnector):
     async def new_key(self) -> str:
         """Registers a key whose object will come later, and returns it."""
         key = for_later(self._new_key())
-        record = record_name(self._name(key))
-        await self._twice(lambda client: client.pool.request(command("SET", record, b"")))
+        name = self._name(key)
+        await self._twice(lambda client: client.register(name))
         return key
 
     async def set(self, key: str, frames: Frames) -> None:
@@ -338,8 +338,7 @@ class RedisConnector(DeferrableConnector):
             await self.evict_batch(user_keys)
         if self._made_keys:
             client = await self._client()
-            async with client.pool.wire() as wire:
-                await remove_made(wire, self._options.namespace, self._keys.prefix)
+            await client.remove_made(self._options.namespace, self._keys.prefix)
 
     def _name(self, key: str) -> bytes:
         return f"{self._options.namespace}:{key}".encode("utf-8", "surrogatepass")
@@ -348,14 +347,18 @@ class RedisConnector(DeferrableConnector):
         self._made_keys = True
         return self._keys.new()
 
-    async def _client(self) -> Client:
+    def _make(self) -> Client | ClusterClient:
+        made = ClusterClient if self._options.cluster else Client
+        return made(self._options, self._tls)
+
+    async def _client(self) -> Client | ClusterClient:
         if self._closed:
             raise ConnectorClosedError(f"the connector of {self._options.where} was closed")
-        if self._options.scheme == "rediss" and self._tls is None:
+        if self._options.tls and self._tls is None:
             self._tls = await load_tls_context(self._options)
         return await self._clients.get()
 
-    async def _twice(self, operation: Callable[[Client], Awaitable[T]]) -> T:
+    async def _twice(self, operation: Callable[[Client | ClusterClient], Awaitable[T]]) -> T:
         """Does what may safely be done twice, a second time if the connection is lost.
 
         Not after a time-out: a server that is stuck has not lost what it was sent.
@@ -375,6 +378,10 @@ class RedisConnector(DeferrableConnector):
             f"key {key!r} is taken at {self._options.where}",
             hint="keys are write-once: evict it first, or choose another",
         )
+
+
+async def _close(client: Client | ClusterClient) -> None:
+    await client.aclose()
 
 
 # A loop holds its tasks weakly only.

@@ -47,7 +47,9 @@ def map_errors(options: RedisOptions, *, connecting: bool = False) -> Iterator[N
     except _BROKEN as exc:
         error = _translate(exc, options, connecting=connecting)
         # A server that does not know AUTH repeats its arguments; such a chain must not be shown.
-        raise error from (None if _tells_secret(exc, options) else exc)
+        # What a node of a cluster says is followed, and has none but by chance.
+        hidden = _tells_secret(exc, options) and not isinstance(exc, CHANGING)
+        raise error from (None if hidden else exc)
 
 
 def copied(error: E) -> E:
@@ -57,6 +59,19 @@ def copied(error: E) -> E:
     return other
 
 
+# What nodes of a cluster answer that cannot do what they are asked, now or ever.
+_REDIRECTIONS = (
+    redis_errors.AskError,  # MOVED too
+    redis_errors.TryAgainError,
+    redis_errors.ClusterDownError,
+    redis_errors.ClusterCrossSlotError,
+)
+# Those that end by themselves, in a cluster.
+CHANGING = (
+    redis_errors.AskError,
+    redis_errors.TryAgainError,
+    redis_errors.ClusterDownError,
+)
 # What no patience mends: somebody must change a setting, here or at the server.
 _LASTING = (
     redis_errors.AuthenticationError,
@@ -68,13 +83,20 @@ _LASTING = (
 )
 
 
-def is_passing(error: ProxyPlaneError) -> bool:
-    """Whether to try again later makes sense: the server or the way to it is down."""
+def is_passing(error: ProxyPlaneError, *, cluster: bool = False) -> bool:
+    """Whether to try again later makes sense: the server or the way to it is down.
+
+    Args:
+        error: What an operation raised.
+        cluster: Whether it was done in a cluster, which may be changing just now.
+    """
     if isinstance(error, ConnectorLostError):
         return True
     # No cause is given where it would tell a secret, which only a refused login does.
     if not isinstance(error, ConnectorUnavailableError) or error.__cause__ is None:
         return False
+    if cluster and isinstance(error.__cause__, CHANGING):
+        return True
     return not any(isinstance(cause, _LASTING) for cause in _chain(error.__cause__))
 
 
@@ -126,10 +148,12 @@ def _reply_error(exc: Exception, options: RedisOptions) -> ConnectorError | None
         return ConnectorUnavailableError(
             f"Redis at {where} is a read-only replica", hint="use the URL of the primary"
         )
-    if isinstance(exc, redis_errors.AskError | redis_errors.ClusterDownError):
+    if isinstance(exc, _REDIRECTIONS):
         return ConnectorUnavailableError(
-            f"Redis at {where} is a node of a cluster: {text}",
-            hint="use a server that is not in cluster mode",
+            f"Redis at {where} is a node of a cluster: {type(exc).__name__}, {text}",
+            hint="look at CLUSTER NODES; it is being changed, or nodes are down"
+            if options.cluster
+            else f"for a cluster write {'redis' + 's' * options.tls}+cluster://{where}",
         )
     if text.startswith("MISCONF"):
         return ConnectorUnavailableError(
@@ -169,14 +193,15 @@ def _why_not(exc: Exception, options: RedisOptions) -> tuple[str, str | None]:
             case OSError() if "Connect call failed" in str(cause):
                 # What asyncio makes of one refusal for each address of a name.
                 return "connection refused", _START_HINT
-    hint = "use rediss:// if the server expects TLS" if options.scheme == "redis" else None
+    plain = not options.tls and options.scheme != "unix"
+    hint = f"use {options.tls_scheme}:// if the server expects TLS" if plain else None
     return "the server closed the connection", hint
 
 
 def _no_answer(options: RedisOptions) -> tuple[str, str]:
     # Each step of connecting has the one, all of them together the other.
     name = min("connect_timeout", "timeout", key=lambda name: getattr(options, name))
-    tls = "whether the server expects TLS there, " if options.scheme == "rediss" else ""
+    tls = "whether the server expects TLS there, " if options.tls else ""
     return (
         f"no answer in {getattr(options, name):g} s",
         f"check {tls}host, port and firewall, or raise {name}=",

@@ -56,6 +56,12 @@ class Pool:
         self._turn = asyncio.Semaphore(TOGETHER)
         self._closed = False
 
+    @property
+    def unused(self) -> bool:
+        """Whether it has no connection."""
+        shared = self._shared is not None and not self._shared.lost
+        return not (shared or self._busy or any(not wire.lost for wire in self._idle))
+
     async def request(self, data: bytes) -> Reply:
         """Sends one small command on the shared connection and returns its reply.
 
@@ -238,6 +244,13 @@ class Pool:
             wire.abort()
             self._check_open()
         return wire
+
+    def abort(self) -> None:
+        """Closes every connection at once."""
+        self._closed = True
+        shared = [self._shared] if self._shared is not None else []
+        for wire in [*self._busy, *self._idle, *shared]:
+            wire.abort()
 
     async def aclose(self) -> None:
         """Closes every connection; callers that wait or are served get ConnectorClosedError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from redis import exceptions as redis_errors
@@ -302,14 +302,14 @@ async def read_limit(pool: Pool, where: str) -> int:
     return limit
 
 
-async def remove_made(wire: Wire, namespace: str, prefix: str) -> None:
-    """Removes every object and record whose key begins with `prefix`."""
+async def find_made(wire: Wire, namespace: str, prefix: str) -> AsyncGenerator[list[bytes], None]:
+    """Gives the names of the objects and records whose key begins with `prefix`, bit by bit."""
     name = f"{namespace}:{prefix}".encode()
     mine = (name, b"{" + name)  # the second are records, see `later.record_name`
     cursor = b"0"
     while True:
         cursor, found = await wire.call("SCAN", cursor, "MATCH", b"*%b*" % name, "COUNT", 1000)
         if names := [one for one in found if one.startswith(mine)]:
-            await wire.call("UNLINK", *names)
+            yield names
         if int(cursor) == 0:
             return

@@ -17,7 +17,8 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from proxyplane.exceptions import ConfigError
 
-SCHEMES = ("redis", "rediss", "unix")
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
+SCHEMES = ("redis", "rediss", "unix", *CLUSTER_SCHEMES)
 DEFAULT_URL = "redis://localhost:6379/0"
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # No colon: it ends the namespace, so "a" + "b:c" and "a:b" + "c" would be one key. No character
@@ -28,20 +29,26 @@ _ENV_HINT = "put it in an environment variable and name that: password_env='REDI
 
 @dataclass(frozen=True, kw_only=True)
 class RedisOptions:
-    """How to reach one database of one server. All the defaults stand here, and only here.
+    """How to reach one database of one server, or a cluster.
+
+    All the defaults stand here, and only here.
 
     Attributes:
-        scheme: ``redis`` (TCP), ``rediss`` (TLS) or ``unix`` (a socket of this machine).
-        host: Name or address of the server; empty for ``unix``.
+        scheme: ``redis`` (TCP), ``rediss`` (TLS), ``unix`` (a socket of this machine), or
+            ``redis+cluster`` and ``rediss+cluster``.
+        host: Name or address of the server; empty for ``unix``, and for a cluster until one of its
+            nodes is chosen.
         port: TCP port; 0 for ``unix``.
+        seeds: Host and port of the nodes of a cluster that are asked for all others.
         path: Path of the socket, for ``unix``.
         db: Number of the database.
         username: ACL user; None is the server's ``default`` user.
         password_env: Name of the environment variable that holds the password. It is read when a
             connection is made, in the process that makes it.
         namespace: Every key begins with it and a colon.
-        max_connections: Connections per event loop for large objects and for batches; when all are
-            in use, callers wait. Small operations share one more, and waiting another.
+        max_connections: Connections per event loop for large objects and for batches, in a cluster
+            to each node; when all are in use, callers wait. Small operations share one more, and
+            waiting another.
         connect_timeout: Seconds for a new connection, with TLS handshake and login.
         timeout: Seconds without any progress after which a connection counts as lost: a window of
             a large object that is not taken by the server, or a reply that does not come.
@@ -56,6 +63,7 @@ class RedisOptions:
     host: str = ""
     port: int = 0
     path: str = ""
+    seeds: tuple[tuple[str, int], ...] = ()
     db: int = 0
     username: str | None = None
     password_env: str | None = None
@@ -71,6 +79,8 @@ class RedisOptions:
     def __post_init__(self) -> None:
         if self.db < 0:
             raise ConfigError(f"the database of a Redis URL is a number from 0, not {self.db}")
+        if self.db and self.cluster:
+            raise ConfigError(f"a Redis cluster has one database, 0, and no {self.db}")
         if not _NAMESPACE.fullmatch(self.namespace):
             raise ConfigError(
                 f"namespace {self.namespace!r} cannot be used",
@@ -87,10 +97,10 @@ class RedisOptions:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must be a number of seconds above 0")
         used = [o.name for o in _OPTIONS if o.tls and getattr(self, o.name) != o.default]
-        if used and self.scheme != "rediss":
+        if used and not self.tls:
             raise ConfigError(
                 f"{used[0]} is for TLS, and {self.scheme}:// does not use it",
-                hint="write rediss:// for TLS",
+                hint=f"write {self.tls_scheme}:// for TLS",
             )
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ConfigError("ssl_keyfile without ssl_certfile")
@@ -101,10 +111,31 @@ class RedisOptions:
                 object.__setattr__(self, option.name, os.path.abspath(path))
 
     @property
+    def cluster(self) -> bool:
+        """Whether it is a cluster, or a node of one."""
+        return self.scheme in CLUSTER_SCHEMES
+
+    @property
+    def tls(self) -> bool:
+        """Whether connections use TLS."""
+        return self.scheme.startswith("rediss")
+
+    @property
+    def tls_scheme(self) -> str:
+        """The scheme for the same with TLS."""
+        return "rediss+cluster" if self.cluster else "rediss"
+
+    def node(self, host: str, port: int) -> RedisOptions:
+        """How to reach one node of the cluster."""
+        return dataclasses.replace(self, host=host, port=port)
+
+    @property
     def where(self) -> str:
-        """The server, for messages."""
+        """The server, or the node, or the nodes of the cluster that the URL names; for messages."""
         if self.scheme == "unix":
             return self.path
+        if self.cluster and not self.host:
+            return self._listed
         return f"{_bracketed(self.host)}:{self.port}"
 
     @property
@@ -116,10 +147,16 @@ class RedisOptions:
             base = f"unix://{user}{quote(self.path)}"
             if self.db:
                 options["db"] = str(self.db)
+        elif self.cluster:
+            base = f"{self.scheme}://{user}{self._listed}"
         else:
             base = f"{self.scheme}://{user}{_bracketed(self.host)}:{self.port}/{self.db}"
         query = "&".join(f"{name}={quote(options[name], safe='/')}" for name in sorted(options))
         return f"{base}?{query}" if query else base
+
+    @property
+    def _listed(self) -> str:
+        return ",".join(f"{_bracketed(host)}:{port}" for host, port in self.seeds)
 
     def _says(self, option: _Option) -> bool:
         return bool(getattr(self, option.name) != option.default)
@@ -156,7 +193,9 @@ def parse_url(url: str, **overrides: Any) -> RedisOptions:
         raise ConfigError("the Redis URL cannot be parsed", hint=_shape_hint()) from None
     if parts.scheme not in SCHEMES:
         raise ConfigError(
-            "a Redis URL begins with redis://, rediss:// or unix://", hint=_shape_hint()
+            "a Redis URL begins with redis://, rediss:// or unix://, or for a cluster with "
+            "redis+cluster:// or rediss+cluster://",
+            hint=_shape_hint(),
         )
     if parts.fragment or url.endswith("#"):
         raise ConfigError(
@@ -164,7 +203,12 @@ def parse_url(url: str, **overrides: Any) -> RedisOptions:
         )
     values: dict[str, Any] = {"scheme": parts.scheme, "username": _username(parts, url)}
     query = _query(parts.query)
-    values |= _socket(parts) if parts.scheme == "unix" else _host_and_db(parts)
+    if parts.scheme == "unix":
+        values |= _socket(parts)
+    elif parts.scheme in CLUSTER_SCHEMES:
+        values |= _seeds_and_db(parts)
+    else:
+        values |= _host_and_db(parts)
     if "db" in query:
         if "db" in values:
             raise ConfigError("the Redis URL names a database twice, in its path and as db=")
@@ -222,16 +266,38 @@ def _socket(parts: SplitResult) -> dict[str, Any]:
 def _host_and_db(parts: SplitResult) -> dict[str, Any]:
     if not parts.hostname:
         raise ConfigError("the Redis URL names no host", hint=_shape_hint())
+    if "," in parts.netloc.rpartition("@")[2]:
+        raise ConfigError(
+            "the Redis URL names several servers", hint="for a cluster write redis+cluster://"
+        )
     try:
         port = 6379 if parts.port is None else parts.port
     except ValueError:
         port = 0
     if not port:
         raise ConfigError("the port of the Redis URL is not a number from 1 to 65535")
-    values: dict[str, Any] = {"host": unquote(parts.hostname), "port": port}
-    if text := parts.path.strip("/"):
-        values["db"] = _whole("the database, the path of the Redis URL,", text)
-    return values
+    return {"host": unquote(parts.hostname), "port": port, **_db(parts)}
+
+
+def _seeds_and_db(parts: SplitResult) -> dict[str, Any]:
+    seeds = set()
+    for text in parts.netloc.rpartition("@")[2].split(","):
+        try:
+            node = urlsplit(f"redis://{text}")
+        except ValueError:  # an address in half a pair of brackets
+            raise ConfigError(
+                "the Redis URL names nodes as host:port, with commas between",
+                hint="for example redis+cluster://10.0.0.1:6379,10.0.0.2:6379",
+            ) from None
+        seed = _host_and_db(node)
+        seeds.add((seed["host"], seed["port"]))
+    # Sorted, so that whoever names the same nodes names the same store.
+    return {"seeds": tuple(sorted(seeds)), **_db(parts)}
+
+
+def _db(parts: SplitResult) -> dict[str, int]:
+    text = parts.path.strip("/")
+    return {"db": _whole("the database, the path of the Redis URL,", text)} if text else {}
 
 
 def _whole(what: str, text: str) -> int:

@@ -9,8 +9,8 @@ replaced everything is subscribed and looked at again, and every `BACKSTOP_SECON
 Each key has a channel of its own, named as the key. With one channel for the whole namespace every
 waiting process would be sent every message: 5,000 processes that wait for an object each would
 cost the server 25 million messages instead of 5,000. The price, a subscription per key, is paid in
-batches, and given back in batches too. In a cluster the channel has the slot of its key, so a
-sharded PUBLISH can be in the same transaction.
+batches, and given back in batches too. In a cluster any node hears what is published at any other,
+so one subscription does there too, and it has not to follow the slots.
 
 The connection is a `Wire`, not a `PubSub` of redis-py: that one reconnects and subscribes again
 without a word, and just then the waiters must be looked at again.
@@ -24,13 +24,14 @@ import contextvars
 import itertools
 import logging
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 from redis import exceptions as redis_errors
 
 from proxyplane.connectors.redis.errors import copied, is_passing
-from proxyplane.connectors.redis.later import WAS_SET, look_up
-from proxyplane.connectors.redis.pool import Pool
+from proxyplane.connectors.redis.later import WAS_SET
 from proxyplane.connectors.redis.resp import Reply
 from proxyplane.connectors.redis.url import RedisOptions
 from proxyplane.connectors.redis.wire import Wire
@@ -71,16 +72,28 @@ class _Interest:
         self.asleep = False
 
 
+class Source(Protocol):
+    """What is asked for the objects: a server, or a cluster."""
+
+    async def look_up(self, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
+        """For each registered key whether its object is there, and whether its record is."""
+        ...
+
+    def extra(self) -> AbstractAsyncContextManager[Wire]:
+        """A connection that hears what is published to the channels of the keys."""
+        ...
+
+
 class Waiters:
     """All that wait in one event loop.
 
     Args:
-        pool: The connections of that loop.
+        source: Where the objects are to come.
         options: How to connect; names the server in messages.
     """
 
-    def __init__(self, pool: Pool, options: RedisOptions) -> None:
-        self._pool = pool
+    def __init__(self, source: Source, options: RedisOptions) -> None:
+        self._source = source
         self._options = options
         self._waiting: dict[bytes, _Interest] = {}
         self._fresh: dict[bytes, None] = {}  # to be subscribed and looked at; ordered
@@ -132,7 +145,7 @@ class Waiters:
         """A wait without waiting."""
         try:
             async with asyncio.timeout(LOOK_SECONDS):
-                ((there, registered),) = await look_up(self._pool, [name])
+                ((there, registered),) = await self._source.look_up([name])
         except TimeoutError:
             raise self._timeout_error(name, 0) from None
         if not there:
@@ -184,7 +197,7 @@ class Waiters:
                 await self._serve()
                 self._reached()
             except ProxyPlaneError as error:
-                if not is_passing(error):
+                if not is_passing(error, cluster=self._options.cluster):
                     self._end_all(error)
                     continue
                 self._not_reached(error)
@@ -201,7 +214,7 @@ class Waiters:
         await self._look(list(self._waiting))
         if not self._waiting:
             return
-        async with self._pool.extra() as wire:
+        async with self._source.extra() as wire:
             wire.on_push = self._hear
             wire.on_lost = self._stir.set
             await self._follow(wire)
@@ -261,7 +274,7 @@ class Waiters:
         left = (name for name in names if name in self._waiting)
         while batch := list(itertools.islice(left, BATCH)):
             async with _in_time():
-                found = await look_up(self._pool, batch)
+                found = await self._source.look_up(batch)
             for name, (there, registered) in zip(batch, found, strict=True):
                 if there:
                     self._end(name)
