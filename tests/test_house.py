@@ -35,8 +35,8 @@ LAYERS = [
         "_runtime.per_loop",
         "_runtime.workers",
     ],
-    ["_policies", "_urls", "_registry", "config", "cache"],
-    ["_codecs", "_cost", "_frames", "serialization"],
+    ["_secrets", "_policies", "_toml", "_urls", "_registry", "config", "cache"],
+    ["_codecs", "_cost", "_frames", "_plain_codecs", "_trust", "serialization"],
     ["connectors.*"],
     ["_runtime.*"],
     [
@@ -53,6 +53,7 @@ LAYERS = [
         "proxy",
     ],
     ["failures", "future"],
+    ["_store_trust"],
     ["_evictions", "_references", "_stakes", "ownership", "scopes"],
     [
         "_store_base",
@@ -76,6 +77,7 @@ CONNECTORS_SEE = [
     "exceptions",
     "_policies",
     "_registry",
+    "_secrets",
     "_urls",
     "_runtime",
     "_runtime.fork",

@@ -374,7 +374,9 @@ class TestRegistry:
 
     def test_unknown_id_lists_the_known(self):
         """An unknown id is an error that lists the known ones."""
-        with pytest.raises(SerializationError, match="bytearray, bytes, cloudpickle, pickle, str"):
+        with pytest.raises(
+            SerializationError, match="arrow, bytearray, bytes, cloudpickle, numpy, pickle, str"
+        ):
             get_serializer("nope")
 
     def test_encode_with_an_unregistered_serializer(self):

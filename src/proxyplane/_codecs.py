@@ -1,4 +1,4 @@
-"""The built-in serialisers: pickle, cloudpickle, and the three types that need neither.
+"""The built-in serialisers: pickle, cloudpickle, and the types that need neither.
 
 What pickle would copy although it need not (strided, datetime and file-backed arrays, polars
 frames, slices of arrow tables) is handed to it in a form that it carries as it is. Encoded
@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from proxyplane._plain_codecs import ArrowCodec, NumpyCodec
 from proxyplane.abc import Buffer, Parts, Serializer
+
+__all__ = ["BUILTIN", "INLINE_BELOW", "arrow_from_ipc", "polars_from_arrow"]
 
 Reduced: TypeAlias = Any
 Reducers: TypeAlias = dict[type, Callable[[Any], Reduced]]
@@ -148,7 +151,15 @@ class StrCodec:
 
 BUILTIN: dict[str, Serializer] = {
     codec.id: codec
-    for codec in (PickleCodec(), CloudpickleCodec(), BytesCodec(), BytearrayCodec(), StrCodec())
+    for codec in (
+        PickleCodec(),
+        CloudpickleCodec(),
+        BytesCodec(),
+        BytearrayCodec(),
+        StrCodec(),
+        NumpyCodec(),
+        ArrowCodec(),
+    )
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from pickle import PickleBuffer
 from typing import Any, Final, Literal, NamedTuple
 
@@ -16,11 +17,16 @@ from proxyplane.abc import Buffer, Parts
 from proxyplane.exceptions import SerializationError
 
 MAGIC: Final = b"\xc1PXP"  # no UTF-8 text, no pickle and no msgpack begins with this byte
-VERSION: Final = 1
+VERSION: Final = 2
 OLDEST: Final = max(1, VERSION - 1)  # readers accept this version and the one before
 ALIGN: Final = 64
-CHECKSUM: Final = "crc32"
 PREAMBLE: Final = struct.Struct("<4sBBHII")
+
+# A signed object has these between preamble and header: the id of the signing key, and the MAC.
+SIGNED: Final = 1  # the flag
+KEY_ID: Final = 8
+MAC: Final = 32
+SIGNATURE: Final = KEY_ID + MAC
 
 _CHECKED: Final = 12  # bytes of the preamble before the checksum in it
 _ZEROS: Final = bytes(ALIGN)
@@ -37,6 +43,7 @@ class Header(NamedTuple):
         crc: CRC-32 of the in-band bytes.
         inband: Where the in-band bytes are, as (start, end).
         lengths: The length of each body, in bytes.
+        checksum: Kind of the checksums of the bodies; None when the writer made none.
         sums: The checksum of each body, when the writer made them.
     """
 
@@ -44,14 +51,24 @@ class Header(NamedTuple):
     crc: int
     inband: tuple[int, int]
     lengths: tuple[int, ...]
+    checksum: str | None
     sums: tuple[int, ...] | None
 
 
-def pack(codec: str, parts: Parts, *, checksum: bool) -> list[Buffer]:
+def pack(
+    codec: str, parts: Parts, *, checksum: str | None = None, key_id: bytes | None = None
+) -> list[Buffer]:
     """Makes the frames of one object, without copying what is large.
+
+    Args:
+        codec: Id of the serialiser.
+        parts: What it made of the object.
+        checksum: Kind of the checksums of the bodies; None for none.
+        key_id: Of the key that will sign the object; the MAC is left zero.
 
     Raises:
         TypeError, ValueError, BufferError: A part is no contiguous buffer.
+        SerializationError: The package for these checksums is not here.
     """
     inband = [chunk for chunk in map(_frame, parts.inband) if len(chunk)]
     bodies = list(map(_frame, parts.buffers))
@@ -61,13 +78,16 @@ def pack(codec: str, parts: Parts, *, checksum: bool) -> list[Buffer]:
     header: dict[str, Any] = {"codec": codec, "inband": sum(map(len, inband)), "crc": crc}
     if bodies:
         header["bodies"] = struct.pack(f"<{len(bodies)}Q", *map(len, bodies))
-        if checksum:
-            header["checksum"] = CHECKSUM
-            header["sums"] = struct.pack(f"<{len(bodies)}I", *map(zlib.crc32, bodies))
+        if checksum is not None:
+            kind, digest = checksum_of(checksum)
+            header["checksum"] = checksum
+            header["sums"] = struct.pack(f"<{len(bodies)}{kind}", *map(digest, bodies))
     packed: bytes = msgpack.packb(header)
-    start = PREAMBLE.pack(MAGIC, VERSION, 0, 0, len(packed), 0)[:_CHECKED]
+    flags = 0 if key_id is None else SIGNED
+    start = PREAMBLE.pack(MAGIC, VERSION, flags, 0, len(packed), 0)[:_CHECKED]
     head_crc = zlib.crc32(packed, zlib.crc32(start))
-    head = b"".join((start, head_crc.to_bytes(4, "little"), packed))
+    signature = b"" if key_id is None else key_id + bytes(MAC)
+    head = b"".join((start, head_crc.to_bytes(4, "little"), signature, packed))
 
     offset = len(head) + header["inband"]
     frames: list[Buffer] = [head, *inband]
@@ -108,6 +128,39 @@ def flat_view(buffer: Buffer) -> memoryview:
     return PickleBuffer(buffer).raw()
 
 
+def checksum_of(kind: str) -> tuple[str, Callable[[Buffer], int]]:
+    """How the checksums of a kind are packed, and the function that makes one.
+
+    Raises:
+        SerializationError: They are of no known kind, or the package for them is not here.
+    """
+    if kind == "crc32":
+        return "I", zlib.crc32
+    if kind == "xxh3":
+        try:
+            import xxhash  # optional, and only where objects have such checksums
+        except ImportError:
+            raise SerializationError(
+                "the checksums 'xxh3' need the package xxhash, which is not installed here",
+                reason="version",
+                hint='pip install "proxyplane[checksum]", or let the writer use checksum="crc32"',
+            ) from None
+        return "Q", xxhash.xxh3_64_intdigest
+    raise _newer(f"its checksums are of an unknown kind, {kind!r}")
+
+
+def signature_of(view: memoryview) -> tuple[bytes, memoryview] | None:
+    """Id of the key that signed an object, and the MAC; None for one that is not signed.
+
+    Raises:
+        SerializationError: The bytes are no object, or too few; or of a later version.
+    """
+    flags, _ = _check_start(view)
+    if not flags & SIGNED:
+        return None
+    return view[PREAMBLE.size :][:KEY_ID].tobytes(), view[PREAMBLE.size + KEY_ID :][:MAC]
+
+
 def read_header(view: memoryview) -> Header:
     """Reads and checks the header, and that the buffer has exactly the bytes it announces.
 
@@ -116,24 +169,25 @@ def read_header(view: memoryview) -> Header:
     Raises:
         SerializationError: `reason` says what is wrong with the bytes.
     """
-    header_end = _check_preamble(view)
+    header_start, header_end = _check_preamble(view)
     try:
         # No container inside may claim more than 16 elements and no string more bytes than there
         # are, so that a few bytes cannot claim gigabytes.
-        fields = msgpack.unpackb(view[PREAMBLE.size : header_end], max_array_len=16, max_map_len=16)
+        fields = msgpack.unpackb(view[header_start:header_end], max_array_len=16, max_map_len=16)
         codec, inband, crc = fields["codec"], fields["inband"], fields["crc"]
         if not (type(codec) is str and type(inband) is type(crc) is int and inband >= 0):
             raise TypeError("a field has the wrong type")
         raw = fields.get("bodies", b"")
         lengths = struct.unpack(f"<{len(raw) // 8}Q", raw)
-        algorithm = fields.get("checksum")
+        checksum = fields.get("checksum")
         sums = None
-        if algorithm == CHECKSUM:
-            sums = struct.unpack(f"<{len(lengths)}I", fields["sums"])
+        if checksum is not None:
+            kind, _ = checksum_of(checksum)
+            sums = struct.unpack(f"<{len(lengths)}{kind}", fields["sums"])
+    except SerializationError:
+        raise
     except Exception as exc:
         raise _corrupt(f"the header is malformed ({type(exc).__name__}: {exc})") from exc
-    if algorithm not in (None, CHECKSUM):
-        raise _newer(f"its checksums are of an unknown kind, {algorithm!r}")
 
     end = inband_end = header_end + inband
     for length in lengths:
@@ -147,11 +201,11 @@ def read_header(view: memoryview) -> Header:
             reason="trailing",
             hint="the buffer must hold one object and nothing else",
         )
-    return Header(codec, crc, (header_end, inband_end), lengths, sums)
+    return Header(codec, crc, (header_end, inband_end), lengths, checksum, sums)
 
 
-def _check_preamble(view: memoryview) -> int:
-    """Checks magic, version and checksum; returns where the header ends."""
+def _check_start(view: memoryview) -> tuple[int, int]:
+    """Checks magic, version and flags; returns the flags and where the header begins."""
     size = len(view)
     if not size:
         raise SerializationError(
@@ -170,17 +224,30 @@ def _check_preamble(view: memoryview) -> int:
         raise _newer(f"format version {start[4]}, and this reader knows up to {VERSION}")
     if size < PREAMBLE.size:
         raise _truncated(f"{size} bytes, fewer than the {PREAMBLE.size} of the preamble")
+    flags = start[5] if start[4] > 1 else 0
+    begin = PREAMBLE.size + SIGNATURE * (flags & SIGNED)
+    if size < begin:
+        raise _truncated(f"{size} bytes, and preamble and signature end at {begin}")
+    return flags, begin
+
+
+def _check_preamble(view: memoryview) -> tuple[int, int]:
+    """Checks magic, version and checksum; returns where the header begins and ends."""
+    size = len(view)
+    _, begin = _check_start(view)
+    start = view[: PREAMBLE.size].tobytes()
     _, version, flags, reserved, length, crc = PREAMBLE.unpack(start)
-    end: int = PREAMBLE.size + length
+    end: int = begin + length
     if size < end:
         raise _truncated(f"{size} bytes, and the header alone ends at {end}")
-    if zlib.crc32(view[PREAMBLE.size : end], zlib.crc32(start[:_CHECKED])) != crc:
+    if zlib.crc32(view[begin:end], zlib.crc32(start[:_CHECKED])) != crc:
         raise _corrupt("the header fails its checksum")
     if version < OLDEST:
         raise _corrupt(f"there is no format version {version}")
-    if flags or reserved:
+    known = SIGNED if version > 1 else 0
+    if flags & ~known or reserved:
         raise _newer(f"flags {flags:#x} and {reserved:#x} are set")
-    return end
+    return begin, end
 
 
 def check_contents(view: memoryview, header: Header) -> tuple[memoryview, list[memoryview]]:
@@ -198,9 +265,10 @@ def check_contents(view: memoryview, header: Header) -> tuple[memoryview, list[m
         start = end + -end % ALIGN
         end = start + length
         bodies.append(view[start:end])
-    if header.sums is not None:
+    if header.checksum is not None and header.sums is not None:
+        _, digest = checksum_of(header.checksum)
         for index, (body, expected) in enumerate(zip(bodies, header.sums, strict=True)):
-            if zlib.crc32(body) != expected:
+            if digest(body) != expected:
                 raise _corrupt(f"body {index} of {len(bodies)} fails its checksum")
     return inband, bodies
 

@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 from proxyplane import _stores, serialization
 from proxyplane._operations import Known, Operation
 from proxyplane._runtime.source import decoding
-from proxyplane._store_checks import require_tags
+from proxyplane._store_checks import decoding_stalls, require_tags
+from proxyplane._store_trust import signed, trust_of
 from proxyplane.abc import Buffer, Connector, DeferrableConnector, Serializer, SupportsSync
 from proxyplane.cache import LRUCache
 from proxyplane.config import StoreConfig
 from proxyplane.exceptions import StoreClosedError
 from proxyplane.factory import StoreFactory
-from proxyplane.failures import Failure
+from proxyplane.failures import FAILURES, TOLD, Failure
 
 # For a message: to ask each connector would import its driver.
 DEFERRABLE = ("FileConnector", "LocalConnector", "RedisConnector")
@@ -33,6 +34,7 @@ class StoreBase(ABC):
     """
 
     def __init__(self, config: StoreConfig, connector: Connector) -> None:
+        self.trust = trust_of(config)
         self._serializer = self._chosen(config.serializer)
         self._cache = LRUCache(*config.cache_limits())
         self._config = config
@@ -138,16 +140,32 @@ class StoreBase(ABC):
             return serialization.get_serializer(serializer)
         return serializer
 
-    def _encode(self, obj: Any, serializer: SerializerLike) -> list[Buffer]:
+    def _encode(
+        self,
+        obj: Any,
+        serializer: SerializerLike,
+        key: str | None = None,
+        tags: Collection[str] = (),
+    ) -> list[Buffer]:
+        """The frames of an object; `Signed` ones, if this store signs."""
         chosen = self._chosen(serializer) or self._serializer
-        return serialization.encode(obj, serializer=chosen, checksum=self._config.checksum)
+        if chosen is FAILURES and not self.trust.takes_pickles:
+            chosen = TOLD
+        frames = serialization.encode(
+            obj, serializer=chosen, checksum=self._config.checksum, trust=self.trust
+        )
+        return signed(self.trust, self.connector, frames, key, tags)
 
     def _encoding_stalls(self, obj: Any) -> bool:
-        return serialization.encode_may_stall(obj, checksum=self._config.checksum)
+        passes = bool(self._config.checksum) or self.trust.signs  # over all bytes
+        return not self.trust.ready or serialization.encode_may_stall(obj, checksum=passes)
+
+    def _decoding_stalls(self, buffer: Buffer | None) -> bool:
+        return decoding_stalls(buffer) or not (buffer is None or self.trust.ready)
 
     def _decode(self, key: str, buffer: Buffer, since: int, cache: bool = True) -> Any:
         with decoding:
-            obj = serialization.decode(buffer)
+            obj = serialization.decode(buffer, trust=self.trust, key=key)
         if type(obj) is Failure:
             raise obj.to_raise()
         if cache:

@@ -50,7 +50,7 @@ class StoreFutures(StoreBase):
 
         return Operation(
             f"setting a future in {self!r}",
-            prepare=partial(self._encode, obj, serializer),
+            prepare=partial(self._encode, obj, serializer, key),
             prepare_stalls=partial(self._encoding_stalls, obj),
             io=set_once,
         )

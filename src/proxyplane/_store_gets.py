@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from proxyplane._operations import Known, Operation
 from proxyplane._store_base import StoreBase
-from proxyplane._store_checks import decoding_stalls, require_key, require_keys
+from proxyplane._store_checks import require_key, require_keys
 from proxyplane.abc import Buffer
 from proxyplane.cache import MISSING
 from proxyplane.exceptions import ObjectLostError
@@ -102,7 +102,7 @@ class StoreGets(StoreBase):
             io=lambda _: self.connector.get(key, size=size),
             io_here=self._here(lambda medium, _: medium.get_sync(key, size=size)),
             finish=finish,
-            finish_stalls=decoding_stalls,
+            finish_stalls=self._decoding_stalls,
         )
 
     def getting_batch(self, keys: Sequence[str], default: Any) -> Operation[list[Any]]:
@@ -124,7 +124,7 @@ class StoreGets(StoreBase):
             f"getting {len(keys)} objects from {self!r}",
             io=lambda _: self.connector.get_batch(absent),
             finish=finish,
-            finish_stalls=lambda buffers: any(map(decoding_stalls, buffers)),
+            finish_stalls=lambda buffers: any(map(self._decoding_stalls, buffers)),
         )
 
     def looking(self, key: str) -> Operation[bool]:

@@ -10,6 +10,7 @@ from proxyplane import serialization
 from proxyplane._operations import Known, Operation
 from proxyplane._store_base import SerializerLike, StoreBase
 from proxyplane._store_checks import is_proxiable, require_key
+from proxyplane._store_trust import key_of, put_all
 from proxyplane.abc import Buffer
 from proxyplane.cache import MISSING
 from proxyplane.hints import Hints
@@ -65,17 +66,19 @@ class StorePuts(StoreBase):
 
         def prepare() -> list[Buffer]:
             nonlocal size
-            frames = self._encode(obj, serializer)
+            frames = self._encode(obj, serializer, key, tags)
             size = serialization.frames_size(frames)
             return frames
 
         return Operation(
             lambda: f"putting an object in {self!r}",
-            io=lambda frames: self.connector.put(frames, key=key, **tagged),
-            io_here=None if tagged else self._here(lambda it, frames: it.put_sync(frames, key=key)),
+            io=lambda frames: self.connector.put(frames, key=key_of(frames, key), **tagged),
+            io_here=None
+            if tagged
+            else self._here(lambda it, frames: it.put_sync(frames, key=key_of(frames, key))),
             prepare=prepare,
             prepare_stalls=partial(self._encoding_stalls, obj),
-            finish=lambda key: result(key, size),
+            finish=lambda key: result(str(key), size),
         )
 
     def putting_batch(
@@ -121,18 +124,21 @@ class StorePuts(StoreBase):
         sizes: list[int] = []
 
         def prepare() -> list[list[Buffer]]:
-            batch = [self._encode(obj, serializer) for obj in objs]
+            batch = [self._encode(obj, serializer, None, tags) for obj in objs]
             sizes[:] = map(serialization.frames_size, batch)
             return batch
 
         def finish(keys: list[str]) -> list[Any]:
-            return [result(i, *stored) for i, stored in enumerate(zip(keys, sizes, strict=True))]
+            return [
+                result(i, str(key), size)
+                for i, (key, size) in enumerate(zip(keys, sizes, strict=True))
+            ]
 
         return Operation(
             f"putting {len(objs)} objects in {self!r}",
             prepare=prepare,
             prepare_stalls=partial(self._encoding_stalls, objs),
-            io=lambda batch: self.connector.put_batch(batch, **tagged),
+            io=lambda batch: put_all(self.connector, batch, **tagged),
             finish=finish,
         )
 

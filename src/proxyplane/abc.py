@@ -8,8 +8,9 @@ it, the cache, the proxies, the blocking facade, is written against the classes 
 from __future__ import annotations
 
 import asyncio
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -36,6 +37,7 @@ __all__ = [
     "DeferrableConnector",
     "Factory",
     "Frames",
+    "FreshKey",
     "Parts",
     "Serializer",
     "SupportsSync",
@@ -46,6 +48,12 @@ T_co = TypeVar("T_co", covariant=True)
 
 Frames: TypeAlias = Sequence[Buffer]
 """The bytes of one object, in order, as buffers. Connectors write them without joining them."""
+
+
+class FreshKey(str):
+    """A key that was made just now, for one put: nothing can stand under it yet."""
+
+    __slots__ = ()
 
 
 class Connector(ABC):
@@ -63,10 +71,12 @@ class Connector(ABC):
         scheme: The URL scheme it is registered under, for example ``"redis"``.
         takes_tags: Whether `put`, `put_batch` and, if it has that, `new_key` take ``tags=``, a
             collection of strings by which it decides where an object goes.
+        takes_keys: Whether `put_batch` takes ``keys=``, a key for each object that `make_key` made.
     """
 
     scheme: ClassVar[str]
     takes_tags: ClassVar[bool] = False
+    takes_keys: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -98,6 +108,18 @@ class Connector(ABC):
             ObjectTooLargeError: The medium can never hold an object of this size.
             StoreFullError: The medium has no room now.
         """
+
+    def make_key(self, size: int, tags: Collection[str] = ()) -> FreshKey:
+        """Makes the key for one object before it is put, for those who write the key into it.
+
+        The object must then be put under it, once: nobody else has it. The default makes one that
+        `put` takes for a key of the caller's.
+
+        Args:
+            size: Bytes of the object.
+            tags: Its tags.
+        """
+        return FreshKey(f"{os.urandom(8).hex()}{0:016x}")
 
     @abstractmethod
     async def get(self, key: str, *, size: int | None = None) -> Buffer | None:

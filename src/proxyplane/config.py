@@ -5,16 +5,19 @@ A store is described by one line of text, which travels inside its proxies::
     file:///dev/shm/data#demo;checksum=1
     └─ connector URL ──┘ └name┘└ options that are not the default
 
-It holds no secret, and nothing that is a matter of the process that reads it (cache limits).
+It holds no secret, but may name one, and nothing that is a matter of the process that reads it: how
+much it caches, and what it accepts.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from proxyplane._policies import MULTI, multi_url, read_multi_url, read_table
+from proxyplane._policies import table as multi_table
 from proxyplane._registry import (
     ENTRY_POINT_GROUP,
     connector_class,
@@ -22,12 +25,19 @@ from proxyplane._registry import (
     known_schemes,
     register_connector,
 )
+from proxyplane._secrets import check_reference, register_secret
+from proxyplane._toml import read_toml, write_toml
 from proxyplane._urls import bad, check_connector_url, redact
 from proxyplane.exceptions import ConfigError
 
+if TYPE_CHECKING:
+    from os import PathLike
+
 __all__ = [
+    "ALLOW_VARIABLE",
     "CACHE_BYTES_VARIABLE",
     "CACHE_SIZE_VARIABLE",
+    "Checksum",
     "DEFAULT_CACHE_BYTES",
     "DEFAULT_CACHE_SIZE",
     "DEFAULT_EAGER_BYTES",
@@ -52,10 +62,14 @@ __all__ = [
     "known_schemes",
     "redact",
     "register_connector",
+    "register_secret",
 ]
 
 OnBlocking: TypeAlias = Literal["warn", "raise", "allow"]
 """What a blocking touch does on a thread with a running event loop."""
+
+Checksum: TypeAlias = Literal["crc32", "xxh3"]
+"""Kind of the checksums of bodies: of the standard library, or of the package xxhash."""
 
 DEFAULT_CACHE_SIZE = 16
 """Objects that a store keeps in its cache."""
@@ -74,6 +88,7 @@ EAGER_FLIGHTS_VARIABLE = "PROXYPLANE_EAGER_FLIGHTS"
 EAGER_BYTES_VARIABLE = "PROXYPLANE_EAGER_BYTES"
 ON_BLOCKING_VARIABLE = "PROXYPLANE_ON_BLOCKING"
 STORE_VARIABLE = "PROXYPLANE_STORE"
+ALLOW_VARIABLE = "PROXYPLANE_ALLOW"
 
 
 # --- The environment -----------------------------------------------------------------------------
@@ -173,12 +188,18 @@ class StoreConfig:
         name: Of the store; any characters, at least one.
         connector: URL of the connector, without a fragment and without a password.
         serializer: Id of the serialiser for all objects; by default chosen for each object.
-        checksum: Whether a checksum also covers the bodies of arrays and tables.
+        checksum: Whether a checksum also covers the bodies of arrays and tables: its kind, or
+            True for ``"crc32"``.
         on_blocking: What a blocking touch on a running event loop does; by default what
             `PROXYPLANE_ON_BLOCKING` says.
         eager: Whether the store's proxies resolve in the background where they arrive.
         cache_size: Objects kept in the cache, 0 for none; by default `PROXYPLANE_CACHE_SIZE`.
         cache_bytes: Bytes kept in the cache, 0 for none; by default `PROXYPLANE_CACHE_BYTES`.
+        signing_key: References to the keys that sign objects, none for unsigned ones:
+            ``"env:NAME"``, ``"file:/path"`` or ``"call:NAME"`` (see `register_secret`). The first
+            signs, and what any of them signed is accepted. One string is one reference.
+        allow: Ids of the serialisers whose objects are read, and written; by default those that
+            `PROXYPLANE_ALLOW` lists, with commas between them, else all.
 
     Raises:
         ConfigError: A value cannot be; the message names the field and the value.
@@ -187,11 +208,13 @@ class StoreConfig:
     name: str
     connector: str
     serializer: str | None = None
-    checksum: bool = False
+    checksum: bool | Checksum = False
     on_blocking: OnBlocking | None = None
     eager: bool = True
     cache_size: int | None = None
     cache_bytes: int | None = None
+    signing_key: Sequence[str] | str = ()
+    allow: Collection[str] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -201,9 +224,13 @@ class StoreConfig:
             isinstance(self.serializer, str) and self.serializer
         ):
             raise bad("serializer", self.serializer, "the id of a serializer, or None")
-        for field in _FLAGS:
-            if not isinstance(getattr(self, field), bool):
-                raise bad(field, getattr(self, field), "True or False")
+        if not isinstance(self.eager, bool):
+            raise bad("eager", self.eager, "True or False")
+        kinds = get_args(Checksum)
+        if not isinstance(self.checksum, bool) and (
+            not isinstance(self.checksum, str) or self.checksum not in kinds
+        ):
+            raise bad("checksum", self.checksum, f"True, False or one of {', '.join(kinds)}")
         policies = get_args(OnBlocking)
         if self.on_blocking is not None and self.on_blocking not in policies:
             raise bad("on_blocking", self.on_blocking, f"one of {', '.join(policies)}, or None")
@@ -213,17 +240,20 @@ class StoreConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise bad(field, value, "a whole number, 0 or more, or None")
+        object.__setattr__(self, "signing_key", _references(self.signing_key))
+        if self.allow is not None:
+            object.__setattr__(self, "allow", _codecs("allow", self.allow))
 
     def to_url(self) -> str:
-        """The line that travels inside proxies: everything but the limits of the cache.
+        """The line that travels inside proxies: all but the limits of the cache, and `allow`.
 
-        A store that is rebuilt from it in another process takes the limits of that process.
+        A store that is rebuilt from it in another process takes those of that process.
         """
         options = [_quote(self.name)]
         for field, default in _OPTIONS.items():
             value = getattr(self, field)
             if value != default:
-                options.append(f"{field}={int(value) if field in _FLAGS else _quote(value)}")
+                options.append(f"{field}={_written(value)}")
         return f"{self.connector}#{';'.join(options)}"
 
     @classmethod
@@ -251,19 +281,64 @@ class StoreConfig:
             field, separator, text = option.partition("=")
             if field not in _OPTIONS or not separator:
                 raise ConfigError(
-                    f"the store URL {redact(url)!r} has the option {option!r}, which is unknown",
-                    hint=f"known options: {', '.join(_OPTIONS)}; "
-                    "a newer version of proxyplane may know more",
+                    f"the store URL {redact(url)!r} has the option {redact(';' + option)[1:]!r}, "
+                    "which is unknown",
+                    hint=_did_you_mean(field, _OPTIONS)
+                    + "; a newer version of proxyplane may know more",
                 )
             if field in values:
                 raise ConfigError(f"the store URL {redact(url)!r} has {field!r} twice")
-            values[field] = _flag(field, text) if field in _FLAGS else _unquote(text)
+            values[field] = _read(field, text)
         found = _unquote(quoted) or name
         if not found:
             raise ConfigError(
                 f"the store URL {redact(url)!r} has no name", hint="append #name to it"
             )
         return cls(name=found, connector=connector, **values)
+
+    def to_toml(self) -> str:
+        """The description as the text of a TOML file: all that is not the default."""
+        table: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                table[field.name] = list(value) if isinstance(value, tuple) else value
+        if self.connector.partition(":")[0].lower() == MULTI:
+            table["connector"] = multi_table(read_multi_url(self.connector))
+        return write_toml(table)
+
+    @classmethod
+    def from_toml(cls, source: str | PathLike[str], *, table: str | None = None) -> StoreConfig:
+        """Reads the description of a store from TOML.
+
+        Its keys are the names of the fields. Instead of the URL of a `MultiConnector` there may be
+        a table of its connectors.
+
+        Args:
+            source: The path of a file; or the text itself, a string with a line break or a ``=``.
+            table: Name of the table in it, with dots: ``"stores.demo"``; by default all of it.
+
+        Raises:
+            ConfigError: It cannot be read, or a field is unknown, missing or wrong; the message
+                names the field, and the value unless that may be a secret.
+        """
+        values, where = read_toml(source, table)
+        known = [field.name for field in fields(cls)]
+        for field in values:
+            if field not in known:
+                raise ConfigError(
+                    f"{where} has the field {field!r}, which is unknown",
+                    hint=_did_you_mean(field, known),
+                )
+        for field in ("name", "connector"):
+            if field not in values:
+                raise ConfigError(f"{where} has no {field!r}", hint=f"add {field} = ...")
+        if isinstance(values["connector"], dict):
+            values["connector"] = multi_url(read_table(values["connector"]))
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.args[0]}", hint=error.hint) from None
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -283,14 +358,63 @@ class StoreConfig:
             nbytes = env_int(CACHE_BYTES_VARIABLE, DEFAULT_CACHE_BYTES)
         return size, nbytes
 
+    def accepted(self) -> tuple[str, ...] | None:
+        """Ids of the serialisers that are accepted; `PROXYPLANE_ALLOW` if `allow` is not given.
+
+        Raises:
+            ConfigError: The environment variable is wrong.
+        """
+        if self.allow is not None:
+            return tuple(self.allow)
+        text = env_str(ALLOW_VARIABLE)
+        return None if text is None else _codecs(ALLOW_VARIABLE, map(str.strip, text.split(",")))
+
 
 # The options of a store URL, in their order there, and their defaults.
 _OPTIONS: dict[str, Any] = {
     field.name: field.default
     for field in fields(StoreConfig)
-    if field.name in {"serializer", "checksum", "on_blocking", "eager"}
+    if field.name in {"serializer", "checksum", "on_blocking", "eager", "signing_key"}
 }
-_FLAGS = ("checksum", "eager")
+
+
+def _references(given: Any) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        given = (given,)
+    return tuple(check_reference("signing_key", one) for one in given)
+
+
+def _codecs(field: str, given: Any) -> tuple[str, ...]:
+    wanted = "ids of serializers, for example 'numpy', 'arrow', 'bytes' and 'str'"
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise bad(field, given, wanted)
+    found = list(given)
+    if not all(isinstance(one, str) and one for one in found):
+        raise bad(field, found, wanted)
+    return tuple(sorted(set(found)))
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches  # only where something is wrong
+
+    near = get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    return ",".join(map(_quote, [value] if isinstance(value, str) else value))
+
+
+def _read(field: str, text: str) -> Any:
+    if field == "eager" or (field == "checksum" and text not in get_args(Checksum)):
+        return _flag(field, text)
+    if field == "signing_key":
+        return tuple(map(_unquote, text.split(",")))
+    return _unquote(text)
 
 
 def _quote(text: str) -> str:
@@ -314,4 +438,5 @@ def _flag(field: str, text: str) -> bool:
         return True
     if text.lower() in {"0", "false"}:
         return False
-    raise ConfigError(f"{field}={text!r} in a store URL is not possible; it must be 1 or 0")
+    more = f", or one of {', '.join(get_args(Checksum))}" if field == "checksum" else ""
+    raise ConfigError(f"{field}={text!r} in a store URL is not possible; it must be 1 or 0{more}")

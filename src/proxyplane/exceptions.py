@@ -30,6 +30,7 @@ The tree (a second base in brackets keeps ``except`` clauses written for the bui
     │   ├── ReferenceInvalidError            [ProxyResolveError] moved, or its time is over
     │   └── ReferenceNotOwnedError           only an owner may do this
     ├── SerializationError                   bytes that are no object, or an object that is no bytes
+    │   └── UntrustedDataError               not signed as it must be, or of a codec not accepted
     ├── ProxyResolveError                    the target of a proxy could not be had; see `.cause`
     │   ├── ProxyResolveMissingKeyError      its key is not in the store
     │   └── ProxyResolveCycleError           objects need each other
@@ -77,6 +78,7 @@ __all__ = [
     "StoreFullError",
     "StoreNotFoundError",
     "UnknownSchemeError",
+    "UntrustedDataError",
     "WrongProcessError",
 ]
 
@@ -217,6 +219,10 @@ class SerializationError(ProxyPlaneError):
         "codec",
         "encode",
         "decode",
+        "unsigned",
+        "key",
+        "signature",
+        "disallowed",
     ]
 
     def __init__(self, message: str, *, reason: Reason, hint: str | None = None) -> None:
@@ -225,6 +231,15 @@ class SerializationError(ProxyPlaneError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_serialization_error, (type(self), self.args[0], self.reason, self.hint)
+
+
+class UntrustedDataError(SerializationError):
+    """Bytes that this reader must not decode; nothing of them was.
+
+    Its `reason` is ``"unsigned"`` (no signature, and one is wanted), ``"key"`` (signed with a key
+    that this process does not have), ``"signature"`` (forged, damaged, or put under another key)
+    or ``"disallowed"`` (of a codec that the reader does not accept).
+    """
 
 
 class ProxyResolveError(ProxyPlaneError):

@@ -7,10 +7,12 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from proxyplane.abc import Parts
-from proxyplane.exceptions import ProducerError
+import msgpack
 
-__all__ = ["FAILURES", "Failure", "RemoteTraceback"]
+from proxyplane.abc import Parts
+from proxyplane.exceptions import FutureCancelled, ProducerError
+
+__all__ = ["FAILURES", "TOLD", "Failure", "RemoteTraceback"]
 
 
 class RemoteTraceback(Exception):  # noqa: N818  as concurrent.futures names its like
@@ -65,8 +67,7 @@ class _FailureCodec:
             pickled = pickle.dumps(obj.error, protocol=5)
         except Exception:  # noqa: BLE001  whatever a class of the user's raises
             pickled = b""
-        summary = "".join(traceback.format_exception_only(obj.error)).strip()
-        return Parts([pickle.dumps((pickled, summary, obj.text), protocol=5)])
+        return Parts([pickle.dumps((pickled, _summary(obj.error), obj.text), protocol=5)])
 
     def decode(self, inband: memoryview, buffers: Sequence[memoryview]) -> Failure:
         pickled, summary, text = pickle.loads(inband)
@@ -84,4 +85,38 @@ class _FailureCodec:
         return Failure(error, text)
 
 
+class _ToldFailureCodec:
+    """Encodes failures as their text alone, for readers that accept no pickle.
+
+    That a producer gave up is told as what it is.
+    """
+
+    id = f"{__name__}:TOLD"
+    copies = True
+
+    def encode(self, obj: Failure) -> Parts:
+        gave_up = isinstance(obj.error, FutureCancelled)
+        summary = _summary(obj.error)
+        return Parts([msgpack.packb([gave_up, str(obj.error) if gave_up else summary, obj.text])])
+
+    def decode(self, inband: memoryview, buffers: Sequence[memoryview]) -> Failure:
+        gave_up, summary, text = msgpack.unpackb(inband, max_array_len=3, max_map_len=0)
+        if not (isinstance(summary, str) and isinstance(text, str)):
+            raise TypeError("a failure is told as text")
+        error = (
+            FutureCancelled(summary)
+            if gave_up
+            else ProducerError(
+                f"the producer failed: {summary}",
+                hint="its exception came as text, since this store accepts no pickle",
+            )
+        )
+        return Failure(error, text)
+
+
+def _summary(error: Exception) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
 FAILURES = _FailureCodec()
+TOLD = _ToldFailureCodec()

@@ -39,6 +39,7 @@ from proxyplane._references import (
     take_claim,
 )
 from proxyplane._stakes import ReferenceFactory
+from proxyplane._store_trust import key_of, put_all, readdressed, readdressed_here
 from proxyplane.abc import Buffer, Serializer
 from proxyplane.cache import MISSING
 from proxyplane.exceptions import AlreadyOwnedError, ProxyResolveMissingKeyError
@@ -230,8 +231,8 @@ def owning(
 
 
 async def _put(store: Any, frames: Any) -> str:
-    (key,) = await store.connector.put_batch([frames])
-    return cast(str, key)
+    (key,) = await put_all(store.connector, [frames])
+    return key
 
 
 def cloning(owner: OwnedProxy[T]) -> Operation[OwnedProxy[T]]:
@@ -252,11 +253,14 @@ def cloning(owner: OwnedProxy[T]) -> Operation[OwnedProxy[T]]:
 
     async def copy_in_store(_: None) -> OwnedProxy[T]:
         buffer = found(await store.connector.get(factory.key, size=factory.size))
-        return own(await _put(store, [buffer]))
+        frames = await readdressed(store.trust, store.connector, buffer, factory.key)
+        return own(await _put(store, frames))
 
     def copy_here(_: None) -> OwnedProxy[T]:
         medium = store.connector
-        return own(medium.put_sync([found(medium.get_sync(factory.key))]))
+        buffer = found(medium.get_sync(factory.key))
+        frames = readdressed_here(store.trust, medium, buffer, factory.key)
+        return own(medium.put_sync(frames, key=key_of(frames)))
 
     def finish(made: OwnedProxy[T]) -> OwnedProxy[T]:
         if target is not MISSING:

@@ -13,15 +13,20 @@ from typing import Any
 from proxyplane import _frames
 from proxyplane._codecs import BUILTIN
 from proxyplane._cost import encode_may_stall
+from proxyplane._plain_codecs import natural_codec
+from proxyplane._trust import FAILURE_PICKLED, FAILURE_TOLD, NOTHING_ASKED, Trust
 from proxyplane.abc import Buffer, Parts, Serializer
 from proxyplane.exceptions import ConfigError, SerializationError
 
 __all__ = [
+    "BUILTIN",
+    "CHECKSUMS",
     "decode",
     "encode",
     "encode_may_stall",
     "frames_size",
     "get_serializer",
+    "is_known",
     "needs_worker",
     "register_serializer",
 ]
@@ -31,12 +36,20 @@ _INLINE_PICKLE = 16 * 1024  # bytes in-band: 80 us of numbers, 280 of instances,
 _INLINE_COPY = 1024 * 1024  # bytes copied or checked: 50 to 400 us
 _INLINE_TEXT = 512 * 1024  # bytes of UTF-8: 30 us (ASCII) to 700 us
 _INLINE_BODIES = 400  # bodies: about 1.5 us each
+_INLINE_SIGNED = 512 * 1024  # bytes with a MAC: 450 us, and a copy
+
+CHECKSUMS = ("crc32", "xxh3")
+"""Kinds of checksums of bodies; the second, of the package xxhash, costs a quarter of the time."""
 
 _custom: dict[str, Serializer] = {}
 
 
 def encode(
-    obj: Any, *, serializer: Serializer | None = None, checksum: bool = False
+    obj: Any,
+    *,
+    serializer: Serializer | None = None,
+    checksum: bool | str = False,
+    trust: Trust = NOTHING_ASKED,
 ) -> list[Buffer]:
     """Encodes an object to frames, which together are its bytes.
 
@@ -47,15 +60,21 @@ def encode(
         obj: Any object that pickle or cloudpickle takes.
         serializer: By default bytes, bytearray and str are carried as they are, and others by
             pickle, or by cloudpickle when pickle refuses.
-        checksum: Also check the bodies on decoding; header and in-band bytes always are.
+        checksum: Also check the bodies on decoding; header and in-band bytes always are. True for
+            ``"crc32"``, or the kind. A signature covers everything, and takes its place.
+        trust: Which codecs may be used, and with which key the object will be signed: see
+            `Trust.sign`.
 
     Raises:
         SerializationError: With reason ``"encode"`` when no serialiser takes the object, and
             ``"codec"`` when readers could not find `serializer`.
+        ConfigError: The key that signs cannot be had.
     """
-    codec, parts = _encode_parts(obj, serializer)
+    codec, parts = _encode_parts(obj, serializer, trust.allow)
+    key_id = trust.key_id()
+    kind = CHECKSUMS[0] if checksum is True else checksum or None
     try:
-        return _frames.pack(codec, parts, checksum=checksum)
+        return _frames.pack(codec, parts, checksum=kind if key_id is None else None, key_id=key_id)
     except (TypeError, ValueError, BufferError) as exc:
         raise SerializationError(
             f"serializer {codec!r} returned what is no contiguous buffer: {_describe(exc)}",
@@ -68,18 +87,25 @@ def frames_size(frames: Sequence[Buffer]) -> int:
     return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
 
 
-def decode(buffer: Buffer) -> Any:
+def decode(buffer: Buffer, *, trust: Trust = NOTHING_ASKED, key: str | None = None) -> Any:
     """Makes the object that one contiguous buffer holds.
 
     Arrays and tables of a writable buffer are views of it: the buffer must be private to the
     object. Of a read-only buffer they are copies, so that they are writable as they were.
 
+    Args:
+        buffer: The bytes.
+        trust: What is asked of them.
+        key: The key under which they were found, which a signature covers.
+
     Raises:
+        UntrustedDataError: They are not what `trust` asks for; nothing was decoded or imported.
         SerializationError: The bytes are no whole and intact object, or it cannot be made here;
             `reason` says which. No other exception leaves, whatever the bytes.
     """
-    view = _frames.flat_view(buffer)
+    view = trust.check(_frames.flat_view(buffer), key)
     header = _frames.read_header(view)
+    trust.check_codec(header.codec, key)
     inband, bodies = _frames.check_contents(view, header)
     serializer = get_serializer(header.codec)
     if view.readonly and not serializer.copies:
@@ -104,6 +130,8 @@ def needs_worker(buffer: Buffer) -> bool:
     """
     view = _frames.flat_view(buffer)
     try:
+        if len(view) > _INLINE_SIGNED and _frames.signature_of(view) is not None:
+            return True
         header = _frames.read_header(view)
     except SerializationError:
         return False
@@ -140,6 +168,11 @@ def register_serializer(serializer: Serializer) -> None:
     _custom[serializer.id] = serializer
 
 
+def is_known(id: str) -> bool:
+    """Whether a serialiser of this id is built in or registered; imports none."""
+    return id in BUILTIN or id in _custom
+
+
 def get_serializer(id: str) -> Serializer:
     """The serialiser of this id: built in, registered, or imported when it is an import string.
 
@@ -160,7 +193,11 @@ def get_serializer(id: str) -> Serializer:
     return serializer
 
 
-def _encode_parts(obj: Any, serializer: Serializer | None) -> tuple[str, Parts]:
+def _encode_parts(
+    obj: Any, serializer: Serializer | None, allow: frozenset[str] | None
+) -> tuple[str, Parts]:
+    if allow is not None:
+        serializer = _accepted(obj, serializer, allow)
     if serializer is not None:
         problem = _why_no_serializer(serializer)
         if problem:
@@ -182,6 +219,30 @@ def _encode_parts(obj: Any, serializer: Serializer | None) -> tuple[str, Parts]:
         # Whatever it was: cloudpickle takes the object, or its error names the reason, with
         # pickle's as the context.
         return "cloudpickle", _call_encode(BUILTIN["cloudpickle"], obj)
+
+
+def _accepted(obj: Any, serializer: Serializer | None, allow: frozenset[str]) -> Serializer | None:
+    """The serialiser for an object, of those that readers accept; None to choose as always."""
+    if serializer is None:
+        if "pickle" in allow and "cloudpickle" in allow:
+            return None
+        id = natural_codec(obj)
+        if id not in allow and "pickle" in allow:
+            id = "pickle"
+        serializer = BUILTIN.get(id) if id in allow else None
+    if serializer is not None and serializer.id in (FAILURE_PICKLED, FAILURE_TOLD):
+        return serializer  # the store has chosen the one that is accepted
+    if serializer is None or serializer.id not in allow:
+        kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
+        with_what = "" if serializer is None else f" by {serializer.id!r}"
+        raise SerializationError(
+            f"an object of type {kind} cannot be encoded{with_what}, since allow= accepts only "
+            f"{', '.join(sorted(allow)) or 'nothing'}",
+            reason="encode",
+            hint="put bytes, text, a numpy array or an arrow table, give a serializer= that is "
+            "accepted, or extend allow=",
+        )
+    return serializer
 
 
 def _call_encode(serializer: Serializer, obj: Any) -> Parts:

@@ -20,7 +20,7 @@ from proxyplane._runtime.blocking import about_to_block
 from proxyplane._runtime.io_thread import Outcome, io_thread
 from proxyplane._store_base import SerializerLike
 from proxyplane.abc import Connector, Serializer
-from proxyplane.config import OnBlocking, StoreConfig
+from proxyplane.config import Checksum, OnBlocking, StoreConfig
 from proxyplane.future import ProxyFuture, ReturnWhen
 from proxyplane.proxy import Proxy, ProxyLocker, evict, extract, resolve
 from proxyplane.registry import to_proxy
@@ -51,11 +51,13 @@ class Store:
         connector: Connector | str,
         *,
         serializer: Serializer | str | None = None,
-        checksum: bool = False,
+        checksum: bool | Checksum = False,
         cache_size: int | None = None,
         cache_bytes: int | None = None,
         on_blocking: OnBlocking | None = None,
         eager: bool = True,
+        signing_key: str | Sequence[str] | None = None,
+        allow: Collection[str] | None = None,
         register: bool = False,
     ) -> None:
         self._store = _async.Store(
@@ -67,6 +69,8 @@ class Store:
             cache_bytes=cache_bytes,
             on_blocking=on_blocking,
             eager=eager,
+            signing_key=signing_key,
+            allow=allow,
             register=register,
         )
 

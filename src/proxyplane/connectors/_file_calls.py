@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from proxyplane._runtime.fork import on_fork
-from proxyplane.abc import Buffer, Frames
+from proxyplane.abc import Buffer, Frames, FreshKey
 from proxyplane.connectors._file_dir import Directory, default_directory
 from proxyplane.connectors._file_errors import translate
 from proxyplane.connectors._file_io import Publisher, file_name, identity, sweep
@@ -116,10 +116,10 @@ class FileCalls:
         if not self._swept:
             self._swept = True
             sweep(self._directory)
-        name = self._keys.new() if key is None else key
+        name = self._keys.new() if key is None else str(key)
         while True:
             try:
-                if key is None:
+                if key is None or (type(key) is FreshKey and self._keys.is_mine(key)):
                     self._publisher.publish(name, bodies, unique=True, check=check)
                     self._wrote = True
                 else:

@@ -123,6 +123,10 @@ class Parts:
             self.check_open()
         return connector
 
+    def opened(self, part: Part) -> Connector | None:
+        """The connector, if it is made already."""
+        return self._made.get(part.name)
+
     async def aclose(self, clear: bool) -> None:
         """Closes those that are open; the others cannot be opened any more."""
         self._closed = True

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from proxyplane._runtime.workers import run_in_worker
-from proxyplane.abc import Buffer, DeferrableConnector, Frames
+from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._file_calls import FileCalls, go_on
 from proxyplane.connectors._file_read import WouldStallError
 from proxyplane.connectors._inline import INLINE_BYTES, Claim, put_in_worker, total, views
@@ -50,6 +50,7 @@ class FileConnector(FileCalls, DeferrableConnector):
     """
 
     scheme: ClassVar[str] = "file"
+    takes_keys: ClassVar[bool] = True
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self._open_sync(None if directory is None else os.fspath(directory), make=True)
@@ -112,18 +113,30 @@ class FileConnector(FileCalls, DeferrableConnector):
             return self._put_sync(bodies, key, go_on)
         return await put_in_worker(
             lambda claim: self._put_sync(bodies, key, claim.check),
-            self._evict_sync if key is None else _keep,
+            self._evict_sync if key is None or type(key) is FreshKey else _keep,
         )
 
-    async def put_batch(self, batch: Sequence[Frames]) -> list[str]:
-        """Publishes many objects, all of them or none, and returns their keys in order."""
+    def make_key(self, size: int, tags: Collection[str] = ()) -> FreshKey:
+        """A key for one object that is put next; see `Connector.make_key`."""
+        return FreshKey(self._keys.new())
+
+    async def put_batch(
+        self, batch: Sequence[Frames], *, keys: Sequence[str] | None = None
+    ) -> list[str]:
+        """Publishes many objects, all of them or none, and returns their keys in order.
+
+        Args:
+            batch: The objects.
+            keys: Their keys, each from `make_key`.
+        """
         objects = [views(frames) for frames in batch]
+        made = [None] * len(objects) if keys is None else keys
 
         def put_all(claim: Claim[list[str]]) -> list[str]:
             keys: list[str] = []
             try:
-                for bodies in objects:
-                    keys.append(self._put_sync(bodies, None, claim.check))
+                for bodies, key in zip(objects, made, strict=True):
+                    keys.append(self._put_sync(bodies, key, claim.check))
             except BaseException:
                 undo(keys)
                 raise

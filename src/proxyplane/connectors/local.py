@@ -7,10 +7,10 @@ import os
 import secrets
 import socket
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from proxyplane.abc import DeferrableConnector, Frames
+from proxyplane.abc import DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._inline import INLINE_BYTES, Claim, put_in_worker, total, views
 from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors._waiters import Waiters, deadline
@@ -80,6 +80,7 @@ class LocalConnector(DeferrableConnector):
     """
 
     scheme: ClassVar[str] = "local"
+    takes_keys: ClassVar[bool] = True
 
     def __init__(self) -> None:
         token = secrets.token_hex(8)
@@ -169,16 +170,28 @@ class LocalConnector(DeferrableConnector):
             lambda claim: self._put(bodies, key, claim), lambda name: entries.pop(name, None)
         )
 
-    async def put_batch(self, batch: Sequence[Frames]) -> list[str]:
-        """Stores many objects, all of them or none, and returns their keys in order."""
+    def make_key(self, size: int, tags: Collection[str] = ()) -> FreshKey:
+        """A key for one object that is put next; see `Connector.make_key`."""
+        return FreshKey(self._keys.new())
+
+    async def put_batch(
+        self, batch: Sequence[Frames], *, keys: Sequence[str] | None = None
+    ) -> list[str]:
+        """Stores many objects, all of them or none, and returns their keys in order.
+
+        Args:
+            batch: The objects.
+            keys: Their keys, each from `make_key`.
+        """
         objects = [views(frames) for frames in batch]
+        made = keys
         entries = self._entries()
 
         def put_all(claim: Claim[list[str]]) -> list[str]:
             # Copied first, published last: nothing can fail in between.
             copies = [_copy(bodies) for bodies in objects]
             claim.check()
-            keys = [self._keys.new() for _ in copies]
+            keys = [self._keys.new() for _ in copies] if made is None else list(map(str, made))
             entries.update(
                 (key, _Entry(self._writer, copy)) for key, copy in zip(keys, copies, strict=True)
             )
@@ -294,7 +307,7 @@ class LocalConnector(DeferrableConnector):
         entry = _Entry(self._writer, _copy(bodies))
         if claim is not None:
             claim.check()
-        name = self._keys.new() if key is None else key
+        name = self._keys.new() if key is None else str(key)
         if medium.entries.setdefault(name, entry) is not entry:
             raise _taken(name)
         if key is not None:

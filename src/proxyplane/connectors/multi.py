@@ -6,8 +6,9 @@ from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from proxyplane._policies import MULTI, Described, Policy, read_multi_url, read_table, table
-from proxyplane.abc import Buffer, Connector, DeferrableConnector, Frames
+from proxyplane.abc import Buffer, Connector, DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._inline import total, views
+from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors._multi_batch import evict_all, put_all
 from proxyplane.connectors._multi_keys import join
 from proxyplane.connectors._multi_names import Names, taken
@@ -75,6 +76,7 @@ class MultiConnector(DeferrableConnector):
 
     def _setup(self, parts: Parts) -> None:
         self._parts = parts
+        self._keys = KeyMaker()  # for connectors that are dormant
         self._names = Names(parts)
 
     @classmethod
@@ -119,6 +121,21 @@ class MultiConnector(DeferrableConnector):
 
     # -- objects --------------------------------------------------------------------------------
 
+    def make_key(self, size: int, tags: Collection[str] = ()) -> FreshKey:
+        """A key for one object that is put next, in the connector that takes it.
+
+        Args:
+            size: Bytes of the object.
+            tags: Tags of the object.
+
+        Raises:
+            NoConnectorError: No connector takes it; the message says why for each.
+        """
+        part = self._parts.choose(size, tags)
+        connector = self._parts.opened(part)
+        made = self._keys.new() if connector is None else connector.make_key(size, tags)
+        return FreshKey(join(part.mark, made))
+
     async def put(
         self, frames: Frames, *, key: str | None = None, tags: Collection[str] = ()
     ) -> str:
@@ -144,13 +161,15 @@ class MultiConnector(DeferrableConnector):
         if found is None:
             await self._names.put(bodies, key, tags)
             return key
-        # One that was made here before, and may be free again: it says where.
+        # One that was made here, now or before: it says where.
         connector = await self._parts.open(found[0])
+        fresh = type(key) is FreshKey
+        more = tagged(connector, tags) if fresh else {}
         try:
-            await connector.put(bodies, key=found[1])
+            await connector.put(bodies, key=FreshKey(found[1]) if fresh else found[1], **more)
         except KeyExistsError as error:
             raise taken(key) from error
-        return key
+        return str(key)
 
     async def get(self, key: str, *, size: int | None = None) -> Buffer | None:
         """Reads one object; None when the key holds nothing.

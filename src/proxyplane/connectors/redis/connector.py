@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.per_loop import PerLoop
-from proxyplane.abc import Buffer, DeferrableConnector, Frames
+from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors.redis.client import Client, check_largest
 from proxyplane.connectors.redis.cluster import ClusterClient
@@ -74,6 +74,7 @@ class RedisConnector(DeferrableConnector):
     """
 
     scheme: ClassVar[str] = "redis"
+    takes_keys: ClassVar[bool] = True
     schemes: ClassVar[tuple[str, ...]] = SCHEMES
 
     def __init__(
@@ -147,12 +148,12 @@ class RedisConnector(DeferrableConnector):
         """
         with Body(frames) as body:
             check_largest(body, self._options.where)
-            if key is not None:
+            if key is not None and type(key) is not FreshKey:
                 if not await (await self._client()).store(self._name(key), body):
                     raise self._taken(key)
                 self._user_keys.add(key)
                 return key
-            key = self._new_key()
+            key = self._new_key(key)
             name = self._name(key)
             # On the second try "it is there already" means that the first one arrived.
             await self._twice(lambda client: client.store(name, body, mine=True))
@@ -185,7 +186,13 @@ class RedisConnector(DeferrableConnector):
         (there,) = await self.evict_batch([key])
         return there
 
-    async def put_batch(self, batch: Sequence[Frames]) -> list[str]:
+    def make_key(self, size: int, tags: Collection[str] = ()) -> FreshKey:
+        """A key for one object that is put next; see `Connector.make_key`."""
+        return FreshKey(self._keys.new())
+
+    async def put_batch(
+        self, batch: Sequence[Frames], *, keys: Sequence[str] | None = None
+    ) -> list[str]:
         """Stores many objects, all or none, and returns their keys in order.
 
         They go in transactions of up to 64 MiB, each in two round trips. When a later one fails,
@@ -195,7 +202,8 @@ class RedisConnector(DeferrableConnector):
             bodies = [stack.enter_context(Body(frames)) for frames in batch]
             for body in bodies:
                 check_largest(body, self._options.where)
-            named = [(self._new_key(), body) for body in bodies]
+            made = [None] * len(bodies) if keys is None else keys
+            named = [(self._new_key(key), body) for key, body in zip(made, bodies, strict=True)]
             begun: list[str] = []
             try:
                 for group in groups(named):
@@ -343,9 +351,13 @@ class RedisConnector(DeferrableConnector):
     def _name(self, key: str) -> bytes:
         return f"{self._options.namespace}:{key}".encode("utf-8", "surrogatepass")
 
-    def _new_key(self) -> str:
+    def _new_key(self, made: str | None = None) -> str:
+        """A key under which nothing stands: a new one, or one from a `make_key`."""
+        if made is not None and not self._keys.is_mine(made):
+            self._user_keys.add(str(made))  # made by another: found again by no prefix
+            return str(made)
         self._made_keys = True
-        return self._keys.new()
+        return self._keys.new() if made is None else str(made)
 
     def _make(self) -> Client | ClusterClient:
         made = ClusterClient if self._options.cluster else Client
