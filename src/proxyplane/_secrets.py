@@ -111,8 +111,10 @@ def check_reference(field: str, reference: object) -> str:
         kind, separator, rest = reference.partition(":")
         pattern = {"env": _ENV_NAME, "call": _CALL_NAME, "file": r"[^\x00-\x1f\x7f]+"}.get(kind)
         if separator and pattern and re.fullmatch(pattern, rest):
-            # The process that reads it may run in another directory.
-            return f"file:{os.path.abspath(rest)}" if kind == "file" else reference
+            if kind == "file" and not os.path.isabs(rest):
+                # The process that reads it may run in another directory.
+                return f"file:{os.path.abspath(rest)}"
+            return reference
     raise ConfigError(
         f"{field} is not the name of a secret; it must be {REFERENCES}",
         hint="put the secret into an environment variable or a file of each process, and name that",
