@@ -42,6 +42,7 @@ LAYERS = [
     [
         "_forward",
         "_gather",
+        "_observing",
         "_operations",
         "_resolving",
         "_slots",
@@ -50,6 +51,7 @@ LAYERS = [
         "factory",
         "hints",
         "locker",
+        "metrics",
         "proxy",
     ],
     ["failures", "future"],

@@ -6,12 +6,14 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from proxyplane import _stores, serialization
+from proxyplane._observing import observe
 from proxyplane._store_base import SerializerLike
 from proxyplane._store_core import StoreCore
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import Checksum, OnBlocking, StoreConfig, connector_from_url
 from proxyplane.exceptions import ConfigError
 from proxyplane.future import ProxyFuture
+from proxyplane.metrics import Instrument, Metrics
 from proxyplane.proxy import Proxy, ProxyLocker
 
 if TYPE_CHECKING:
@@ -58,6 +60,11 @@ class Store(StoreCore):
             ``{"numpy", "arrow", "bytes", "str"}`` for no pickle; by default `PROXYPLANE_ALLOW`,
             else all.
         register: Register the store now, without entering it.
+        metrics: Whether to count operations, bytes and times into the attribute `metrics`.
+        instrument: Is told of every operation as it ends.
+
+    Attributes:
+        metrics: What was counted; None unless it was asked for.
 
     Raises:
         ConfigError: An argument or an environment variable is wrong; the message names it.
@@ -78,6 +85,8 @@ class Store(StoreCore):
         signing_key: str | Sequence[str] | None = None,
         allow: Collection[str] | None = None,
         register: bool = False,
+        metrics: bool = False,
+        instrument: Instrument | None = None,
     ) -> None:
         if isinstance(connector, str):
             connector = connector_from_url(connector)
@@ -102,6 +111,10 @@ class Store(StoreCore):
             allow=allow,
         )
         super().__init__(config, connector)
+        self.metrics = Metrics() if metrics else None
+        instruments = [one for one in (self.metrics, instrument) if one is not None]
+        if instruments:
+            observe(self, instruments)
         if register:
             _stores.register(self)
 

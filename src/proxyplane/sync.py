@@ -22,6 +22,7 @@ from proxyplane._store_base import SerializerLike
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import Checksum, OnBlocking, StoreConfig
 from proxyplane.future import ProxyFuture, ReturnWhen
+from proxyplane.metrics import Instrument, Metrics
 from proxyplane.proxy import Proxy, ProxyLocker, evict, extract, resolve
 from proxyplane.registry import to_proxy
 
@@ -59,6 +60,8 @@ class Store:
         signing_key: str | Sequence[str] | None = None,
         allow: Collection[str] | None = None,
         register: bool = False,
+        metrics: bool = False,
+        instrument: Instrument | None = None,
     ) -> None:
         self._store = _async.Store(
             name,
@@ -72,6 +75,8 @@ class Store:
             signing_key=signing_key,
             allow=allow,
             register=register,
+            metrics=metrics,
+            instrument=instrument,
         )
 
     @classmethod
@@ -109,6 +114,11 @@ class Store:
     def connector(self) -> Connector:
         """Where the objects go."""
         return self._store.connector
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """What was counted; None unless it was asked for."""
+        return self._store.metrics
 
     @property
     def closed(self) -> bool:
