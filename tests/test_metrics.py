@@ -13,8 +13,8 @@ import threading
 import numpy as np
 import pytest
 
-from proxyplane import FileConnector, LocalConnector, Store, aresolve, get_key, sync
-from proxyplane.exceptions import ProxyResolveMissingKeyError, SerializationError
+from proxyplane import FileConnector, LocalConnector, Store, StoreConfig, aresolve, get_key, sync
+from proxyplane.exceptions import ConfigError, ProxyResolveMissingKeyError, SerializationError
 from proxyplane.metrics import BYTES, SECONDS, Event, Histogram, Metrics
 
 pytestmark = pytest.mark.usefixtures("lazy")
@@ -225,3 +225,16 @@ def test_quantiles_bound_from_above():
     assert Histogram(BYTES).mean == 0
     with pytest.raises(ValueError, match="between 0 and 1"):
         histogram.quantile(2)
+
+
+async def test_a_configuration_says_whether_to_count():
+    """A store made from a configuration counts if that says so; its proxies do not carry it on."""
+    config = StoreConfig("configured", FileConnector().url, metrics=True)
+    assert StoreConfig.from_toml(config.to_toml()).metrics
+    assert not StoreConfig.from_url(config.to_url()).metrics
+    async with Store.from_config(config) as store:
+        await store.put(1)
+        assert store.metrics.operations["put"].count == 1
+        assert store.config().metrics
+    with pytest.raises(ConfigError, match="metrics"):
+        StoreConfig("configured", config.connector, metrics=1)

@@ -200,6 +200,7 @@ class StoreConfig:
             signs, and what any of them signed is accepted. One string is one reference.
         allow: Ids of the serialisers whose objects are read, and written; by default those that
             `PROXYPLANE_ALLOW` lists, with commas between them, else all.
+        metrics: Whether the store counts its operations, in the process that makes it.
 
     Raises:
         ConfigError: A value cannot be; the message names the field and the value.
@@ -215,6 +216,7 @@ class StoreConfig:
     cache_bytes: int | None = None
     signing_key: Sequence[str] | str = ()
     allow: Collection[str] | None = None
+    metrics: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -224,8 +226,9 @@ class StoreConfig:
             isinstance(self.serializer, str) and self.serializer
         ):
             raise bad("serializer", self.serializer, "the id of a serializer, or None")
-        if not isinstance(self.eager, bool):
-            raise bad("eager", self.eager, "True or False")
+        for field in ("eager", "metrics"):
+            if not isinstance(getattr(self, field), bool):
+                raise bad(field, getattr(self, field), "True or False")
         kinds = get_args(Checksum)
         if not isinstance(self.checksum, bool) and (
             not isinstance(self.checksum, str) or self.checksum not in kinds
@@ -245,7 +248,8 @@ class StoreConfig:
             object.__setattr__(self, "allow", _codecs("allow", self.allow))
 
     def to_url(self) -> str:
-        """The line that travels inside proxies: all but the limits of the cache, and `allow`.
+        """The line that travels inside proxies: all but the limits of the cache, `allow` and
+        `metrics`.
 
         A store that is rebuilt from it in another process takes those of that process.
         """

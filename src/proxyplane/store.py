@@ -109,6 +109,7 @@ class Store(StoreCore):
             cache_bytes=cache_bytes,
             signing_key=signing_key or (),
             allow=allow,
+            metrics=metrics,
         )
         super().__init__(config, connector)
         self.metrics = Metrics() if metrics else None
@@ -142,6 +143,7 @@ class Store(StoreCore):
             eager=config.eager,
             signing_key=config.signing_key,
             allow=config.allow,
+            metrics=config.metrics,
             register=register,
         )
 
