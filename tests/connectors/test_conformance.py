@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
+import time
 
 import pytest
-from redis import Redis
+from redis import Redis, RedisError
 
 from proxyplane.connectors._file_dir import UNPUBLISHED
 from proxyplane.connectors._file_io import file_name
 from proxyplane.connectors.file import FileConnector
 from proxyplane.connectors.local import LocalConnector, _Entry
-from proxyplane.connectors.redis import RedisConnector
+from proxyplane.connectors.redis import RedisConnector, parts
+from proxyplane.connectors.redis.parts import layout_of
 from proxyplane.testing import ConnectorTests, CoroutinesOnly
+from support.waiting import LONG
 
 _numbers = itertools.count()
 
@@ -131,3 +135,70 @@ class TestRedisCluster(ConnectorTests):
     def break_medium(self):
         for node in self.own.nodes:
             node.kill()
+
+
+class InParts:
+    """Nearly every object is larger than what one string is allowed to be."""
+
+    @pytest.fixture(autouse=True)
+    def small_parts(self, monkeypatch):
+        monkeypatch.setattr(parts, "WHOLE", 2)
+        monkeypatch.setattr(parts, "PART", (1 << 20) + 1)
+
+    def clients(self):
+        return [self.client]
+
+    def parts_left(self):
+        """Those that neither belong to an object nor end by themselves."""
+        left = set()
+        for client in self.clients():
+            found = client.keys(f"{{{self.namespace}:*part:*")
+            left |= {name for name in found if client.pttl(name) == -1}
+        for client in self.clients():
+            for name in client.keys(self.name("*")):
+                layout = layout_of(client.get(name))
+                if layout is not None:
+                    left -= {*layout.names(name)}
+        return left
+
+    def no_parts_are_left(self):
+        give_up = time.monotonic() + LONG
+        while (left := self.parts_left()) and time.monotonic() < give_up:
+            time.sleep(0.01)
+        return not left
+
+    def read_raw(self, key):
+        found = super().read_raw(key)
+        layout = layout_of(found)
+        if layout is None:
+            return found
+        # In a cluster they are where their record is.
+        for client in self.clients():
+            bodies = []
+            with contextlib.suppress(RedisError):
+                bodies = client.mget(layout.names(self.name(key)))
+            if bodies and None not in bodies:
+                return b"".join(bodies)
+        return None
+
+    def delete_raw(self, key):
+        layout = layout_of(super().read_raw(key))
+        super().delete_raw(key)
+        for name in layout.names(self.name(key)) if layout else ():
+            for client in self.clients():
+                with contextlib.suppress(RedisError):
+                    client.delete(name)
+
+
+class TestRedisInParts(InParts, TestRedis):
+    @pytest.fixture(autouse=True)
+    def nothing_left(self, connector, request):
+        yield
+        if request.node.name != "test_a_broken_medium_is_a_connector_error":
+            with Redis(unix_socket_path=self.server.socket_path) as self.client:
+                assert self.no_parts_are_left()
+
+
+class TestRedisClusterInParts(InParts, TestRedisCluster):
+    def clients(self):
+        return self.cluster.clients

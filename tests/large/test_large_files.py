@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 import os
 import subprocess
 import sys
@@ -11,15 +10,13 @@ import textwrap
 import uuid
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from proxyplane import FileConnector, Store
 from proxyplane.exceptions import StoreFullError
 from proxyplane.sync import Store as BlockingStore
+from support.large import GIB, marked
 from support.mounts import mounted, need_root
-
-GIB = 1 << 30
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -43,16 +40,6 @@ with Store("large-reader", url, cache_size=0) as store:
     assert store.get(key)[places[0]] == 1
     print(open("/proc/self/status").read().partition("RssAnon:")[2].split()[0])
 """
-
-
-def marked(size: int) -> tuple[np.ndarray, list[int]]:
-    """An array of zeros that needs no memory, and the places where it has other numbers."""
-    array = np.frombuffer(mmap.mmap(-1, size), np.uint8)
-    edges = [2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 2**31]
-    places = sorted({0, size // 2, size - 1, *(edge for edge in edges if edge < size)})
-    for number, place in enumerate(places):
-        array[place] = 1 + number
-    return array, places
 
 
 def read_elsewhere(url: str, key: str, size: int, places: list[int]) -> int:

@@ -23,11 +23,12 @@ from typing import Final
 from redis import exceptions as redis_errors
 
 from proxyplane._runtime.workers import run_in_worker
-from proxyplane.connectors.redis.resp import command, new_buffer
+from proxyplane.connectors.redis.resp import command
 from proxyplane.connectors.redis.transfer import (
     EXEC,
     MULTI,
     WINDOW,
+    Report,
     Touched,
     window_command,
 )
@@ -48,41 +49,47 @@ _LOOK_SECONDS = 0.25
 _HEAD = 4 << 10
 
 
-async def read_behind(wire: Wire, name: bytes, size: int) -> bytearray | Touched | None:
-    """Reads one object of `size` bytes in a worker thread; see `transfer.read_windows`.
+async def read_behind(
+    wire: Wire, name: bytes, view: memoryview, report: Report = None
+) -> bool | Touched:
+    """Reads one object as long as `view` in a worker thread; see `transfer.read_windows`.
 
     When the object is not what it was thought to be, the connection is given up.
 
     Args:
         wire: A connection without TLS.
         name: The Redis key.
-        size: The size.
+        view: Where it goes.
+        report: Told how many bytes have come, in that thread.
     """
     await wire.settled()
     wire.midway = True
     with wire.lent() as fileno:
-        read = _Read(fileno, name, size, wire)
+        read = _Read(fileno, name, view, report, wire)
         wire.on_lost = read.stop  # the thread has the socket open, and would not notice
         try:
             found = await run_in_worker(read.run)
         finally:
             wire.on_lost = None
             read.stop()
-    wire.midway = not isinstance(found, bytearray)
+    wire.midway = found is not True
     return found
 
 
 class _Read:
     """One read, of which the thread can be called back by `stop`."""
 
-    def __init__(self, fileno: int, name: bytes, size: int, wire: Wire) -> None:
+    def __init__(
+        self, fileno: int, name: bytes, view: memoryview, report: Report, wire: Wire
+    ) -> None:
         # Its own descriptor: the loop may close the connection at any time, and the number of a
         # closed one is given to the next that is opened.
         self._socket = socket.socket(fileno=os.dup(fileno))
         self._lock = threading.Lock()
         self._state = "new"
         self._name = name
-        self._size = size
+        self._view = view
+        self._report = report
         self._refusal = wire.refusal
         self._patience = wire.patience
         self._made = time.monotonic()
@@ -101,7 +108,7 @@ class _Read:
         self._state = "over"
         self._socket.close()
 
-    def run(self) -> bytearray | Touched | None:
+    def run(self) -> bool | Touched:
         """The read; blocks."""
         with self._lock:
             if self._state == "over":
@@ -127,10 +134,9 @@ class _Read:
         value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
         self._socket.setsockopt(socket.SOL_SOCKET, option, value)
 
-    def _read(self) -> bytearray | Touched | None:
-        size, name = self._size, self._name
-        body = new_buffer(size)
-        view = memoryview(body)
+    def _read(self) -> bool | Touched:
+        view, name = self._view, self._name
+        size = len(view)
         windows = [view[i : i + WINDOW] for i in range(0, size, WINDOW)]
         # What comes before each window if all is well, and after the last.
         between = [b"\r\n$%d\r\n" % len(window) for window in windows]
@@ -172,7 +178,9 @@ class _Read:
             if not self._fill(views, wanted):
                 return Touched(None)
             i = stop
-        return body
+            if self._report is not None:
+                self._report(min(i * WINDOW, size))
+        return True
 
     def _fill(self, views: list[memoryview], wanted: list[bytes | None]) -> bool:
         """Reads into all of `views`; False as soon as one is not what it should be."""
@@ -205,7 +213,7 @@ class _Read:
                     raise redis_errors.ConnectionError("the connection was closed")
                 return got
 
-    def _explain(self, text: bytes) -> Touched | None:
+    def _explain(self, text: bytes) -> bool | Touched:
         """What the first replies mean when they are not those of a whole object."""
         # Cut short, or mixed up with a body, only the beginning counts.
         while text.count(b"\r\n") < 2:
@@ -215,7 +223,7 @@ class _Read:
             if line.startswith(b"-"):
                 raise self._refusal(line[1:].decode("utf-8", "replace"))
             if line.startswith(b":"):
-                return Touched(int(line[1:])) if int(line[1:]) else None
+                return Touched(int(line[1:])) if int(line[1:]) else False
         return Touched(None)
 
 

@@ -6,11 +6,12 @@ import asyncio
 import ssl
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from proxyplane._runtime.io_thread import on_io_thread
 from proxyplane.abc import Buffer
-from proxyplane.connectors.redis import behind
+from proxyplane.connectors.redis import behind, parts
 from proxyplane.connectors.redis.later import (
     SETTING_REPLIES,
     Setting,
@@ -19,17 +20,24 @@ from proxyplane.connectors.redis.later import (
     setting,
     what_was_set,
 )
+from proxyplane.connectors.redis.parts import (
+    RECORD_SIZE,
+    Upload,
+    evicting,
+    follow,
+    in_parts,
+    what_was_evicted,
+)
 from proxyplane.connectors.redis.pool import Pool
 from proxyplane.connectors.redis.resp import SMALL, command
 from proxyplane.connectors.redis.transfer import (
     FIRST,
-    LARGEST,
     MORE,
     Body,
+    Report,
     Touched,
     find_made,
     first_window,
-    pipeline,
     read_large,
     read_limit,
     read_many,
@@ -39,11 +47,10 @@ from proxyplane.connectors.redis.transfer import (
 )
 from proxyplane.connectors.redis.url import RedisOptions
 from proxyplane.connectors.redis.waiting import Waiters
-from proxyplane.connectors.redis.wire import Wire
+from proxyplane.connectors.redis.wire import Slot, Wire
 from proxyplane.exceptions import ObjectTooLargeError
 
-_NUMBERS_AHEAD: Final = 512  # replies that are a number
-_FEW: Final = 16  # commands that may go together on the shared connection
+_EVICT_TOGETHER: Final = 250  # keys in one transaction, on the shared connection
 
 
 class Client:
@@ -65,7 +72,14 @@ class Client:
         # The server's maxmemory in bytes, 0 for none or unknown; None until asked for.
         self._limit: int | None = None
 
-    async def store(self, name: bytes, body: Body, *, mine: bool = False) -> bool:
+    @property
+    def where(self) -> str:
+        """Names the server in messages."""
+        return self._options.where
+
+    async def store(
+        self, name: bytes, body: Body, *, mine: bool = False, report: Report = None
+    ) -> bool:
         """Stores one object unless the key is taken; returns whether it was not.
 
         Args:
@@ -73,14 +87,17 @@ class Client:
             body: The object.
             mine: Whether nobody else can know the key, so that when this is cancelled the object
                 is of no use to anybody.
+            report: Told how many bytes have gone.
         """
         await self.check_limit(body.size)
+        if in_parts(body):
+            return await self._store_in_parts(name, body, mine, report)
         used: Wire | None = None
         try:
             if body.size <= SMALL:
                 return await self.pool.request(b"".join(body.set_command(name))) is not None
             async with self.pool.wire() as used:
-                await used.send(body.set_command(name), 1)
+                await used.send(body.set_command(name), 1, report)
                 return await used.read() is not None
         except asyncio.CancelledError:
             if mine:
@@ -88,6 +105,15 @@ class Client:
             elif used is not None:
                 self.pool.hold(used)
             raise
+
+    async def _store_in_parts(self, name: bytes, body: Body, mine: bool, report: Report) -> bool:
+        async with self.pool.wire() as wire:
+            # On a second try it may be there, and gigabytes are not sent to find that out.
+            if await wire.call("EXISTS", name):
+                return False
+            async with Upload(self.pool, wire, name, body, mine=mine) as upload:
+                await upload.send(report)
+                return await upload.publish()
 
     async def store_together(self, batch: Sequence[tuple[bytes, Body]]) -> list[bool]:
         """Stores several objects, all or none; tells for each whether it was not there before."""
@@ -102,6 +128,13 @@ class Client:
     async def store_registered(self, name: bytes, body: Body) -> Setting:
         """Stores the object of a registered key."""
         await self.check_limit(body.size)
+        if in_parts(body):
+            async with (
+                self.pool.wire() as wire,
+                Upload(self.pool, wire, name, body) as upload,
+            ):
+                await upload.send()
+                return await upload.publish_registered()
         pieces = setting(name, body)
         if body.size <= SMALL:
             return what_was_set(await self.pool.requests(b"".join(pieces), SETTING_REPLIES))
@@ -116,39 +149,81 @@ class Client:
                 raise refusal
         return what_was_set(replies)
 
-    async def read(self, name: bytes, size: int | None) -> bytearray | None:
+    async def read(self, name: bytes, size: int | None, report: Report = None) -> bytearray | None:
         """Reads one object of about `size` bytes."""
-        if size is None or size <= FIRST:
+        body = await self.read_string(name, size, report)
+        if body is None or len(body) != RECORD_SIZE:
+            return body
+        return await follow(self, name, body, report)
+
+    async def read_string(
+        self, name: bytes, size: int | None, report: Report = None
+    ) -> bytearray | None:
+        """Reads what one key holds: an object, or the record of one."""
+        if size is None or size <= FIRST or size > parts.WHOLE:
             body = small_body(await self.pool.request(first_window(name)))
             if body is not MORE:
                 return body
             size = None
-        return await read_large(self.pool, name, size, self._read_large)
+        return await read_large(self.pool, name, size, self._read_large, report)
+
+    async def read_part(self, name: bytes, view: memoryview, report: Report = None) -> bool:
+        """Reads what one key holds to its place; tells whether that was as long."""
+        async with self.pool.wire() as wire:
+            return await self._read_large(wire, name, view, report) is True
 
     async def read_many(
         self, names: Sequence[bytes], sizes: Sequence[int | None]
     ) -> list[Buffer | None]:
         """Reads many objects."""
-        return await read_many(self.pool, names, sizes, self._read_large)
+        hints = [None if (size or 0) > parts.WHOLE else size for size in sizes]
+        found = await read_many(self.pool, names, hints, self._read_large)
+        for i, body in enumerate(found):
+            if isinstance(body, bytearray) and len(body) == RECORD_SIZE:
+                found[i] = await follow(self, names[i], body)
+        return found
 
-    async def _read_large(self, wire: Wire, name: bytes, size: int) -> bytearray | Touched | None:
+    async def _read_large(
+        self, wire: Wire, name: bytes, view: memoryview, report: Report = None
+    ) -> bool | Touched:
         # With TLS a thread has nothing to gain: each record costs it a wait for the lock.
         plain = behind.POSSIBLE and not self._options.tls
-        if size >= behind.LEAST and plain and on_io_thread():
-            return await behind.read_behind(wire, name, size)
-        return await read_windows(wire, name, size)
+        if len(view) >= behind.LEAST and plain and on_io_thread():
+            return await behind.read_behind(wire, name, view, report)
+        return await read_windows(wire, name, view, report)
 
     async def exists(self, name: bytes) -> bool:
         """Whether there is an object."""
         return bool(await self.pool.request(command("EXISTS", name)))
 
-    async def count(self, commands: Sequence[tuple[Any, ...]]) -> list[bool]:
-        """Sends commands whose replies are numbers, and tells of each whether it is not zero."""
-        if len(commands) <= _FEW:
-            data = b"".join(command(*words) for words in commands)
-            return [bool(reply) for reply in await self.pool.requests(data, len(commands))]
-        async with self.pool.wire() as wire:
-            return await pipeline(wire, commands, ahead=_NUMBERS_AHEAD, convert=bool)
+    async def evict(self, keys: Sequence[tuple[bytes, bool]]) -> list[bool]:
+        """Removes objects, with their parts, and tells for each key whether it held one.
+
+        Args:
+            keys: The Redis key of each, and whether its object came later, or would have.
+        """
+        there: list[bool] = []
+        for start in range(0, len(keys), _EVICT_TOGETHER):
+            group = keys[start : start + _EVICT_TOGETHER]
+            left = partial(self._remove_left, group)
+            replies = await self.pool.requests(*evicting(group), left)
+            found, rest = what_was_evicted(group, replies[-1])
+            there += found
+            if rest:
+                unlink = command("UNLINK", *rest)
+                try:
+                    await self.pool.request(unlink)
+                except asyncio.CancelledError:
+                    self.pool.forget(unlink)  # whether it was sent or not: twice does no harm
+                    raise
+        return there
+
+    def _remove_left(self, group: Sequence[tuple[bytes, bool]], slots: Sequence[Slot]) -> None:
+        """Removes the parts of objects that were evicted for a caller who is gone."""
+        if isinstance(replies := slots[-1].value, list):
+            _, rest = what_was_evicted(group, replies)
+            if rest:
+                self.pool.forget(command("UNLINK", *rest))
 
     async def look_up(self, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
         """For each registered key whether its object is there, and whether its record is."""
@@ -191,8 +266,3 @@ def check_size(size: int, limit: int, what: str, where: str) -> None:
             f"an object of {size} bytes does not fit in Redis at {where}: {limit} bytes are {what}",
             hint="split the object, or use FileConnector",
         )
-
-
-def check_largest(body: Body, where: str) -> None:
-    """The same for what no server holds under one key."""
-    check_size(body.size, LARGEST, "the most that Redis holds under one key", where)

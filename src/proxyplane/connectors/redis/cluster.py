@@ -17,14 +17,12 @@ import contextlib
 import random
 import ssl
 import time
-from collections import deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
     Collection,
     Coroutine,
-    Iterable,
     Sequence,
 )
 from typing import Any, Final, TypeVar, cast
@@ -34,20 +32,26 @@ from redis import exceptions as redis_errors
 from proxyplane.abc import Buffer
 from proxyplane.connectors.redis.client import Client
 from proxyplane.connectors.redis.errors import CHANGING, is_passing, map_errors
-from proxyplane.connectors.redis.later import Setting, record_name
-from proxyplane.connectors.redis.pool import Pool
-from proxyplane.connectors.redis.resp import SMALL, Piece, Reply, command
+from proxyplane.connectors.redis.later import WAS_EVICTED, Setting, record_name
+from proxyplane.connectors.redis.node import ASKING, asked_first, each, read_asked
+from proxyplane.connectors.redis.parts import (
+    RECORD_SIZE,
+    follow,
+    in_parts,
+    layout_of,
+    what_was_evicted,
+)
+from proxyplane.connectors.redis.resp import SMALL, Reply, command
 from proxyplane.connectors.redis.topology import Address, Topology
-from proxyplane.connectors.redis.transfer import FIRST, MORE, Body, find_made, small_body
+from proxyplane.connectors.redis.transfer import FIRST, MORE, Body, Report, find_made, small_body
 from proxyplane.connectors.redis.url import RedisOptions
 from proxyplane.connectors.redis.waiting import Waiters
-from proxyplane.connectors.redis.wire import Slot, Wire
+from proxyplane.connectors.redis.wire import Wire
 from proxyplane.exceptions import ConnectorError, ConnectorUnavailableError
 
 T = TypeVar("T")
 Ask = Callable[[Client], Awaitable[T]]
 
-_ASKING: Final = command("ASKING")
 # How often a key is looked for where one node says that another has it: while a slot changes hands
 # two of them may say so of each other.
 _REDIRECTIONS: Final = 16
@@ -57,8 +61,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 _NUMBERS_AHEAD: Final = 512
 _STORES_AHEAD: Final = 128
 _READS_AHEAD: Final = 16
-# So much of a batch is handed to a connection at once.
-_GROUP_BYTES: Final = 1 << 20
 
 
 class ClusterClient:
@@ -80,56 +82,89 @@ class ClusterClient:
 
     # -- one object -----------------------------------------------------------------------------
 
-    async def store(self, name: bytes, body: Body, *, mine: bool = False) -> bool:
-        """Stores one object unless the key is taken; see `Client.store`."""
+    @property
+    def where(self) -> str:
+        """Names the cluster in messages."""
+        return self._options.where
+
+    async def store(
+        self, name: bytes, body: Body, *, mine: bool = False, report: Report = None
+    ) -> bool:
+        """Stores one object unless the key is taken; see `Client.store`.
+
+        One in parts waits while its slot is being moved.
+        """
 
         async def asked(node: Client) -> bool:
             await node.check_limit(body.size)
             used: Wire | None = None
             try:
                 async with node.pool.wire() as used:
-                    return await _asked(used, body.set_command(name)) is not None
+                    return await asked_first(used, body.set_command(name)) is not None
             except asyncio.CancelledError:
                 if used is not None and mine:
                     if not used.lost:
-                        used.request(_ASKING + command("UNLINK", name), 2)
+                        used.request(ASKING + command("UNLINK", name), 2)
                 elif used is not None:
                     node.pool.hold(used)
                 raise
 
-        return await self._at(name, lambda node: node.store(name, body, mine=mine), asked)
+        return await self._at(
+            name,
+            lambda node: node.store(name, body, mine=mine, report=report),
+            None if in_parts(body) else asked,
+        )
 
-    async def read(self, name: bytes, size: int | None) -> bytearray | None:
+    async def read(self, name: bytes, size: int | None, report: Report = None) -> bytearray | None:
         """Reads one object of about `size` bytes."""
+        body = await self.read_string(name, size, report)
+        if body is None or len(body) != RECORD_SIZE:
+            return body
+        return await follow(self, name, body, report)
+
+    async def read_string(
+        self, name: bytes, size: int | None, report: Report = None
+    ) -> bytearray | None:
+        """Reads what one key holds: an object, or the record of one."""
 
         async def asked(node: Client) -> bytearray | None:
-            # In one piece: between two windows the slot may have moved for good.
-            async with node.pool.wire() as wire:
-                reply = await _asked(wire, [command("GETRANGE", name, 0, -1)])
+            reply = await read_asked(node, name)
             if not reply:
                 return None
             return reply if isinstance(reply, bytearray) else bytearray(reply)
 
-        return await self._at(name, lambda node: node.read(name, size), asked)
+        return await self._at(name, lambda node: node.read_string(name, size, report), asked)
+
+    async def read_part(self, name: bytes, view: memoryview, report: Report = None) -> bool:
+        """Reads what one key holds to its place; tells whether that was as long."""
+
+        async def asked(node: Client) -> bool:
+            reply = await read_asked(node, name)
+            if len(reply) != len(view):
+                return False
+            view[:] = reply
+            return True
+
+        return await self._at(name, lambda node: node.read_part(name, view, report), asked)
 
     async def exists(self, name: bytes) -> bool:
         """Whether there is an object."""
-        return bool(await self._number("EXISTS", name))
+        return bool(await self._reply("EXISTS", name))
 
     async def register(self, name: bytes) -> None:
         """Registers a key whose object will come later."""
-        await self._number("SET", record_name(name), b"")
+        await self._reply("SET", record_name(name), b"")
 
     async def store_registered(self, name: bytes, body: Body) -> Setting:
         """Stores the object of a registered key; waits while its slot is being moved."""
         return await self._at(name, lambda node: node.store_registered(name, body), None)
 
-    async def _number(self, *words: bytes | str) -> Reply:
+    async def _reply(self, *words: bytes | str | int) -> Reply:
         data = command(*words)
 
         async def asked(node: Client) -> Reply:
             async with node.pool.wire() as wire:
-                return await _asked(wire, [data])
+                return await asked_first(wire, [data])
 
         return await self._at(cast(bytes, words[1]), lambda node: node.pool.request(data), asked)
 
@@ -207,12 +242,12 @@ class ClusterClient:
         async def send(node: Client, places: Sequence[int]) -> list[Reply]:
             await node.check_limit(max(batch[i][1].size for i in places))
             commands = [b"".join(batch[i][1].set_command(names[i])) for i in places]
-            return await _each(node.pool, commands, _STORES_AHEAD)
+            return await each(node.pool, commands, _STORES_AHEAD)
 
         async def alone(i: int) -> Reply:
             return await self.store(names[i], batch[i][1], mine=True) or None
 
-        large = {i for i, (_, body) in enumerate(batch) if body.size > SMALL}
+        large = {i for i, (_, body) in enumerate(batch) if body.size > SMALL or in_parts(body)}
         stored = await self._spread(names, send, alone, large)
         return [reply is not None for reply in stored]
 
@@ -223,12 +258,14 @@ class ClusterClient:
 
         async def send(node: Client, places: Sequence[int]) -> list[Reply]:
             commands = [command("GETRANGE", names[i], 0, FIRST - 1) for i in places]
-            replies = await _each(node.pool, commands, _READS_AHEAD)
+            replies = await each(node.pool, commands, _READS_AHEAD)
             for at, i in enumerate(places):
                 if not isinstance(replies[at], Exception):
                     replies[at] = small_body(replies[at])
                     if replies[at] is MORE:
                         large.add(i)
+                    elif layout_of(replies[at]) is not None:
+                        replies[at] = MORE
             return replies
 
         async def alone(i: int) -> Reply:
@@ -238,29 +275,50 @@ class ClusterClient:
         large = {i for i, size in enumerate(sizes) if size is not None and size > FIRST}
         return await self._spread(names, send, alone, large)
 
+    async def evict(self, keys: Sequence[tuple[bytes, bool]]) -> list[bool]:
+        """Removes objects, and tells for each key whether it held one; see `Client.evict`.
+
+        Not in transactions, which have to wait where a slot is being moved.
+        """
+        commands: list[tuple[Any, ...]] = []
+        for name, later in keys:
+            if later:
+                # The record first: without it nobody can set the object any more.
+                commands.append(("UNLINK", record_name(name)))
+                commands.append(("PUBLISH", name, WAS_EVICTED))
+            commands.append(("GETRANGE", name, 0, RECORD_SIZE))
+            commands.append(("UNLINK", name))
+        there, left = what_was_evicted(keys, await self._replies(commands))
+        await self.count([("UNLINK", part) for part in left])
+        return there
+
     async def count(self, commands: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Sends commands whose replies are numbers, and tells of each whether it is not zero.
 
-        Each begins with its name and a key, or the channel of one.
+        Each begins with its name and a key.
         """
+        return [bool(reply) for reply in await self._replies(commands)]
+
+    async def _replies(self, commands: Sequence[tuple[Any, ...]]) -> list[Reply]:
+        """Sends commands that begin with their name and a key, or the channel of one."""
         if len(commands) == 1:
-            return [bool(await self._number(*commands[0]))]
+            return [await self._reply(*commands[0])]
         again = False
 
         async def send(node: Client, places: Sequence[int]) -> list[Reply]:
-            return await _each(node.pool, [command(*commands[i]) for i in places], _NUMBERS_AHEAD)
+            return await each(node.pool, [command(*commands[i]) for i in places], _NUMBERS_AHEAD)
 
         async def alone(i: int) -> Reply:
             nonlocal again
             again = True
-            return await self._number(*commands[i])
+            return await self._reply(*commands[i])
 
         replies = await self._spread([words[1] for words in commands], send, alone)
         if again:  # then a message may have come before what it is about
             for words in commands:
                 if words[0] == "PUBLISH":
-                    await self._number(*words)
-        return [bool(reply) for reply in replies]
+                    await self._reply(*words)
+        return replies
 
     async def _spread(
         self,
@@ -388,47 +446,6 @@ class ClusterClient:
             finally:  # when this is cancelled at once, none of them has begun
                 for node in nodes:
                     node.pool.abort()
-
-
-async def _asked(wire: Wire, pieces: Iterable[Piece]) -> Reply:
-    """Sends one command to a node that does not serve its key yet, and takes the reply."""
-    await wire.send([_ASKING, *pieces], 2)
-    await wire.read()
-    return await wire.read()
-
-
-async def _each(pool: Pool, commands: Sequence[bytes], ahead: int) -> list[Reply]:
-    """Sends commands in a pipeline; what the node refuses has the refusal in its place.
-
-    Args:
-        pool: The connections of the node.
-        commands: The commands.
-        ahead: How many replies may be outstanding.
-    """
-    replies: list[Reply] = []
-    slots: deque[Slot] = deque()
-    async with pool.wire() as wire:
-        try:
-            while len(replies) < len(commands):
-                sent = len(replies) + len(slots)
-                if sent < len(commands) and len(slots) <= ahead // 2:
-                    upto = sent + 1
-                    size = len(commands[sent])
-                    while upto < min(len(commands), len(replies) + ahead) and size < _GROUP_BYTES:
-                        size += len(commands[upto])
-                        upto += 1
-                    # At once, so that whoever is cancelled has sent whole commands.
-                    slots += wire.request(b"".join(commands[sent:upto]), upto - sent)
-                try:
-                    replies.append(await wire.take(slots.popleft()))
-                except redis_errors.RedisError as error:
-                    if wire.lost:
-                        raise
-                    replies.append(error)
-        except asyncio.CancelledError:
-            pool.hold(wire)  # it takes effect before what this caller asks for next
-            raise
-    return replies
 
 
 async def _all(calls: Sequence[Coroutine[Any, Any, None]]) -> None:

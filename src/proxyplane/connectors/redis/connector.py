@@ -12,10 +12,11 @@ from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.per_loop import PerLoop
 from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._keys import KeyMaker
-from proxyplane.connectors.redis.client import Client, check_largest
+from proxyplane.connectors.redis.client import Client
 from proxyplane.connectors.redis.cluster import ClusterClient
-from proxyplane.connectors.redis.later import WAS_EVICTED, comes_later, for_later, record_name
+from proxyplane.connectors.redis.later import comes_later, for_later
 from proxyplane.connectors.redis.link import load_tls_context
+from proxyplane.connectors.redis.parts import in_parts
 from proxyplane.connectors.redis.transfer import Body, groups
 from proxyplane.connectors.redis.url import DEFAULT_URL, SCHEMES, parse_url
 from proxyplane.connectors.redis.waiting import lost_error
@@ -35,10 +36,13 @@ _CLEAN_UP_SECONDS = 5.0
 class RedisConnector(DeferrableConnector):
     """Keeps objects in a Redis or Valkey server (4.0 or newer), each under one key.
 
+    Objects above 512 MiB, the most that a server takes as one string, are kept in parts beside it.
+
     The server's user needs the commands GETRANGE, STRLEN, SET, EXISTS, UNLINK, WATCH, MULTI, EXEC
     and DISCARD on ``<namespace>:*``, SCAN for ``aclose(clear=True)``, and INFO if the connector is
-    to know the server's memory limit. For futures it also needs RENAMENX, PUBLISH, SUBSCRIBE and
-    UNSUBSCRIBE, the keys ``{<namespace>:*`` (their records), and the channels ``<namespace>:*``.
+    to know the server's memory limit. For objects in parts it also needs PEXPIRE and PERSIST, and
+    the keys ``{<namespace>:*`` (the parts). For futures it also needs RENAMENX, PUBLISH, SUBSCRIBE
+    and UNSUBSCRIBE, the same keys (their records), and the channels ``<namespace>:*``.
 
     Connections, for each event loop that uses it, made when they are needed: one for all small
     operations together, up to `max_connections` for large objects and for batches, each with one
@@ -143,11 +147,10 @@ class RedisConnector(DeferrableConnector):
         Raises:
             ConnectorLostError: For a key of yours: the connection broke, and the object may or may
                 not be stored. `exists` tells.
-            ObjectTooLargeError: Above 512 MiB, the most that a Redis server takes as one value, or
-                above the server's memory limit.
+            ObjectTooLargeError: It is larger than all the memory that the server may use
+                (maxmemory). Nothing was sent.
         """
         with Body(frames) as body:
-            check_largest(body, self._options.where)
             if key is not None and type(key) is not FreshKey:
                 if not await (await self._client()).store(self._name(key), body):
                     raise self._taken(key)
@@ -200,13 +203,11 @@ class RedisConnector(DeferrableConnector):
         """
         with contextlib.ExitStack() as stack:
             bodies = [stack.enter_context(Body(frames)) for frames in batch]
-            for body in bodies:
-                check_largest(body, self._options.where)
             made = [None] * len(bodies) if keys is None else keys
             named = [(self._new_key(key), body) for key, body in zip(made, bodies, strict=True)]
             begun: list[str] = []
             try:
-                for group in groups(named):
+                for group in groups(named, in_parts):
                     begun += [key for key, _ in group]
                     await self._put_group([(self._name(key), body) for key, body in group])
             except BaseException:
@@ -249,20 +250,10 @@ class RedisConnector(DeferrableConnector):
         Raises:
             ConnectorLostError: The connection broke; some may have been evicted.
         """
-        commands: list[tuple[Any, ...]] = []
-        places: list[int] = []
-        for key in keys:
-            name = self._name(key)
-            if comes_later(key):
-                # The record first: without it nobody can set the object any more.
-                commands.append(("UNLINK", record_name(name)))
-                commands.append(("PUBLISH", name, WAS_EVICTED))
-            places.append(len(commands))
-            commands.append(("UNLINK", name))
-        client = await self._client()
-        done = await client.count(commands)
+        names = [(self._name(key), comes_later(key)) for key in keys]
+        there = await (await self._client()).evict(names)
         self._user_keys.difference_update(keys)
-        return [done[place] for place in places]
+        return there
 
     async def new_key(self) -> str:
         """Registers a key whose object will come later, and returns it."""
@@ -281,7 +272,6 @@ class RedisConnector(DeferrableConnector):
             ObjectTooLargeError: As for `put`.
         """
         with Body(frames) as body:
-            check_largest(body, self._options.where)
             name = self._name(key)
             try:
                 result = await (await self._client()).store_registered(name, body)

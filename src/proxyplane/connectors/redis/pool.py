@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from redis import exceptions as redis_errors
@@ -81,8 +82,17 @@ class Pool:
             with self._mapped():
                 raise
 
-    async def requests(self, data: bytes, count: int) -> list[Reply]:
-        """Sends small commands together; a refusal in place of a reply is raised at the end."""
+    async def requests(
+        self, data: bytes, count: int, left: Callable[[Sequence[Slot]], object] | None = None
+    ) -> list[Reply]:
+        """Sends small commands together; a refusal in place of a reply is raised at the end.
+
+        Args:
+            data: The commands.
+            count: How many they are.
+            left: Called with the places of the replies when these have come, if the caller was
+                cancelled after the commands were sent.
+        """
         if not count:
             return []
         if self._unsettled:
@@ -90,6 +100,8 @@ class Pool:
         await self._turn.acquire()
         wire = self._shared
         last: Slot | None = None
+        slots: list[Slot] = []
+        arrived: Callable[[], object] = self._turn.release
         try:
             if wire is None or wire.lost:
                 wire = await self._share()
@@ -99,11 +111,19 @@ class Pool:
                 # The last first: then there is only one to wait for.
                 await wire.arrival(last)
                 return [await wire.take(slot) for slot in slots]
+        except asyncio.CancelledError:
+            if left is not None:
+                arrived = partial(self._leave, left, slots)
+            raise
         finally:
             if wire is None or last is None:
                 self._turn.release()
             else:  # a reply that is left behind is on its way like any other
-                wire.afterwards(last, self._turn.release)
+                wire.afterwards(last, arrived)
+
+    def _leave(self, left: Callable[[Sequence[Slot]], object], slots: Sequence[Slot]) -> None:
+        self._turn.release()
+        left(slots)
 
     def hold(self, wire: Wire) -> None:
         """Lets further requests wait until the replies that are outstanding here have come.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from redis import exceptions as redis_errors
@@ -46,8 +47,10 @@ MULTI: Final = command("MULTI")
 EXEC: Final = command("EXEC")
 DISCARD: Final = command("DISCARD")
 
-Read = Callable[["Wire", bytes, int], Awaitable["bytearray | Touched | None"]]
-"""Tries once to read an object of so many bytes on a connection."""
+Report = Callable[[int], object] | None
+"""Told, from any thread, how many bytes are done."""
+Read = Callable[["Wire", bytes, memoryview, Report], Awaitable["bool | Touched"]]
+"""Tries once to fill a view with an object on a connection; False when there is none."""
 
 
 class Touched(NamedTuple):
@@ -83,6 +86,23 @@ class Body:
         head = b"*4\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(name), name, self.size)
         return [head, *self.views, b"\r\n$2\r\n%b\r\n" % condition]
 
+    def set_for_a_while(self, name: bytes, milliseconds: int) -> list[Piece]:
+        """``SET name <body> PX milliseconds``, not joined."""
+        head = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(name), name, self.size)
+        life = b"%d" % milliseconds
+        return [head, *self.views, b"\r\n$2\r\nPX\r\n$%d\r\n%b\r\n" % (len(life), life)]
+
+    def cut(self, start: int, stop: int) -> Body:
+        """The bytes from `start` to `stop`."""
+        found: list[memoryview] = []
+        for view in self.views:
+            found.append(view[max(start, 0) : max(stop, 0)])
+            start, stop = start - view.nbytes, stop - view.nbytes
+        part = Body(found)
+        for view in found:
+            view.release()
+        return part
+
 
 async def pipeline(
     wire: Wire,
@@ -107,7 +127,9 @@ async def pipeline(
     return results
 
 
-async def read_large(pool: Pool, name: bytes, size: int | None, read: Read) -> bytearray | None:
+async def read_large(
+    pool: Pool, name: bytes, size: int | None, read: Read, report: Report = None
+) -> bytearray | None:
     """Reads one object in windows, as it was at one moment.
 
     Objects are write-once, but one under a key of the user's may be evicted and the key put again
@@ -121,7 +143,8 @@ async def read_large(pool: Pool, name: bytes, size: int | None, read: Read) -> b
         pool: The connections; each try has one for itself.
         name: The Redis key.
         size: The size, as far as the caller knows; None if the object was just seen to be large.
-        read: Tries it once, given a size.
+        read: Tries it once.
+        report: Told how many bytes have come.
 
     Returns:
         The bytes, or None when there is no such key.
@@ -134,30 +157,64 @@ async def read_large(pool: Pool, name: bytes, size: int | None, read: Read) -> b
         async with pool.wire() as wire:
             if size is None:
                 size = await wire.call("STRLEN", name)
-            try:
-                found = await read(wire, name, size) if size else None
-            except BaseException as error:
-                # The frames of an error may live on in a circle; the memory must not.
-                traceback.clear_frames(error.__traceback__)
-                raise
+            found: bytearray | Touched | None = None
+            if size:
+                found = await into_new_buffer(size, partial(_read_into, read, wire, name, report))
         if found is None and known:
-            raise ObjectLostError(
-                "the object was evicted while it was being read",
-                hint="with a maxmemory-policy other than noeviction the server drops objects",
-            )
+            raise evicted_meanwhile()
         if not isinstance(found, Touched):
             return found
         known = True
         size = found.size
-    raise ObjectLostError(
+    raise replaced_each_time()
+
+
+def evicted_meanwhile() -> ObjectLostError:
+    """The error of a reader whose object is gone halfway."""
+    return ObjectLostError(
+        "the object was evicted while it was being read",
+        hint="with a maxmemory-policy other than noeviction the server drops objects",
+    )
+
+
+def replaced_each_time() -> ObjectLostError:
+    """The error of a reader who has tried it several times."""
+    return ObjectLostError(
         "the object was replaced each time while it was being read", hint="read it again"
     )
 
 
-async def read_windows(wire: Wire, name: bytes, size: int) -> bytearray | Touched | None:
-    """Reads one object of `size` bytes on the running loop, straight into its buffer."""
-    body = new_buffer(size)
-    view = memoryview(body)
+async def _read_into(
+    read: Read, wire: Wire, name: bytes, report: Report, view: memoryview
+) -> bool | Touched:
+    return await read(wire, name, view, report)
+
+
+async def into_new_buffer(
+    size: int, fill: Callable[[memoryview], Awaitable[bool | Touched]]
+) -> bytearray | Touched | None:
+    """A new buffer when `fill` has filled it, None when there was nothing to fill it with."""
+
+    async def make() -> bytearray | Touched | None:
+        body = new_buffer(size)
+        found = await fill(memoryview(body))
+        if isinstance(found, Touched):
+            return found
+        return body if found else None
+
+    try:
+        return await make()
+    except BaseException as error:
+        # The frames of an error may live on in a circle; the memory must not.
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+async def read_windows(
+    wire: Wire, name: bytes, view: memoryview, report: Report = None
+) -> bool | Touched:
+    """Reads one object as long as `view` on the running loop, straight into its place."""
+    size = len(view)
     slots = [Slot(view[i : i + WINDOW]) for i in range(0, size, WINDOW)]
     places = [slot.into for slot in slots]
     wire.midway = True
@@ -177,8 +234,10 @@ async def read_windows(wire: Wire, name: bytes, size: int) -> bytearray | Touche
                 await wire.read()
                 there: int = await wire.read()
                 if there != size:
-                    return Touched(there) if there else None
+                    return Touched(there) if there else False
             _fill(place, await wire.read())
+            if report is not None:
+                report(min((i + 1) * WINDOW, size))
         await wire.read()
         untouched = await wire.read() is not None
     finally:
@@ -186,7 +245,7 @@ async def read_windows(wire: Wire, name: bytes, size: int) -> bytearray | Touche
         if wire.midway and not wire.lost:
             wire.request(MULTI + DISCARD, 2)  # ends it without one more permission, for UNWATCH
             wire.midway = False
-    return body if untouched else Touched(None)
+    return True if untouched else Touched(None)
 
 
 def _fill(place: memoryview | None, reply: bytes | memoryview) -> None:
@@ -234,12 +293,15 @@ def small_body(reply: bytes | bytearray) -> bytearray | None:
     return reply if isinstance(reply, bytearray) else bytearray(reply)
 
 
-def groups(named: Sequence[tuple[str, Body]]) -> Iterator[list[tuple[str, Body]]]:
-    """Cuts a batch into transactions."""
+def groups(
+    named: Sequence[tuple[str, Body]], alone: Callable[[Body], bool]
+) -> Iterator[list[tuple[str, Body]]]:
+    """Cuts a batch into transactions, with one for each object that is to be alone."""
     group: list[tuple[str, Body]] = []
     size = 0
     for key, body in named:
-        if group and (size + body.size > _TOGETHER_BYTES or len(group) >= _TOGETHER_COUNT):
+        full = size + body.size > _TOGETHER_BYTES or len(group) >= _TOGETHER_COUNT
+        if group and (full or alone(body) or alone(group[-1][1])):
             yield group
             group, size = [], 0
         group.append((key, body))

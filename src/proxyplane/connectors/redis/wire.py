@@ -157,12 +157,18 @@ class Wire(asyncio.BufferedProtocol):
 
     # -- for one caller who has the connection for itself ---------------------------------------
 
-    async def send(self, pieces: Iterable[Piece], replies: int | Sequence[Slot]) -> None:
+    async def send(
+        self,
+        pieces: Iterable[Piece],
+        replies: int | Sequence[Slot],
+        report: Callable[[int], object] | None = None,
+    ) -> None:
         """Sends commands, without joining their pieces; `read` the replies in order.
 
         Args:
             pieces: The commands.
             replies: How many there will be, or their places.
+            report: Told how many bytes have gone.
 
         Raises:
             TimeoutError: Nothing was taken for as long as this connection is patient.
@@ -173,7 +179,7 @@ class Wire(asyncio.BufferedProtocol):
         self._unread += slots
         self.check()
         self._expect(slots)
-        left = sum(map(len, pieces))
+        left = size = sum(map(len, pieces))
         if left <= SMALL and self._writable is None:
             self._transport.write(b"".join(pieces))
             return
@@ -184,6 +190,8 @@ class Wire(asyncio.BufferedProtocol):
                     self._transport.write(piece)
                 slice_.clear()
                 await self._drain()
+                if report is not None:
+                    report(size - left)
         except BaseException:
             # Half a command was sent. If it was all, it will happen, and so may what follows it.
             if left or self._transport.get_write_buffer_size():
