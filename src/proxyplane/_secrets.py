@@ -21,7 +21,7 @@ __all__ = [
     "read_at_once",
     "read_secret",
     "register_secret",
-    "stripped",
+    "without_secret",
 ]
 
 SecretSource = Callable[[], "str | bytes"]
@@ -184,15 +184,28 @@ def _from_call(name: str, what: str) -> Secret:
     return secret
 
 
-def stripped(error: BaseException) -> BaseException:
-    """The error, without the frames that it and its causes passed: their variables hold secrets."""
-    for one in _chain(error):
+def without_secret(
+    error: BaseException, secret: Secret, *, but: BaseException | None = None
+) -> None:
+    """Takes a secret out of an error and its causes.
+
+    Out of their texts, since a server may repeat what it was sent. And their tracebacks go: the
+    variables of the frames that they passed hold the secret, and some loggers show these.
+
+    Args:
+        error: The error.
+        secret: What it may tell.
+        but: A cause that is left as it is, with all of its own.
+    """
+    for one in _chain(error, but):
         one.__traceback__ = None
-    return error
+        one.args = tuple(
+            arg.replace(secret.text(), "***") if isinstance(arg, str) else arg for arg in one.args
+        )
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
+def _chain(error: BaseException, but: BaseException | None) -> Iterator[BaseException]:
+    seen = {id(but)}
     left: list[BaseException | None] = [error]
     while left:
         one = left.pop()

@@ -59,6 +59,9 @@ class RedisConnector(DeferrableConnector):
         username: ACL user; the server's ``default`` user if left out.
         password_env: Name of the environment variable that holds the password, read whenever a
             connection is made.
+        password_file: Path of a file that holds it, instead.
+        password_from: Name of a function that returns it, instead; each process registers it with
+            `proxyplane.config.register_secret`.
         db: Number of the database.
         namespace: Every key begins with it and a colon.
         max_connections: Connections per event loop for large objects and for batches; callers wait
@@ -87,6 +90,8 @@ class RedisConnector(DeferrableConnector):
         *,
         username: str | None = None,
         password_env: str | None = None,
+        password_file: str | None = None,
+        password_from: str | None = None,
         db: int | None = None,
         namespace: str | None = None,
         max_connections: int | None = None,
@@ -101,6 +106,8 @@ class RedisConnector(DeferrableConnector):
             url,
             username=username,
             password_env=password_env,
+            password_file=password_file,
+            password_from=password_from,
             db=db,
             namespace=namespace,
             max_connections=max_connections,

@@ -45,11 +45,7 @@ def map_errors(options: RedisOptions, *, connecting: bool = False) -> Iterator[N
     except ProxyPlaneError:
         raise
     except _BROKEN as exc:
-        error = _translate(exc, options, connecting=connecting)
-        # A server that does not know AUTH repeats its arguments; such a chain must not be shown.
-        # What a node of a cluster says is followed, and has none but by chance.
-        hidden = _tells_secret(exc, options) and not isinstance(exc, CHANGING)
-        raise error from (None if hidden else exc)
+        raise _translate(exc, options, connecting=connecting) from exc
 
 
 def copied(error: E) -> E:
@@ -92,7 +88,6 @@ def is_passing(error: ProxyPlaneError, *, cluster: bool = False) -> bool:
     """
     if isinstance(error, ConnectorLostError):
         return True
-    # No cause is given where it would tell a secret, which only a refused login does.
     if not isinstance(error, ConnectorUnavailableError) or error.__cause__ is None:
         return False
     if cluster and isinstance(error.__cause__, CHANGING):
@@ -115,7 +110,7 @@ def _translate(exc: Exception, options: RedisOptions, *, connecting: bool) -> Co
             hint="raise timeout= if the server may be busy for longer",
         )
     if isinstance(exc, redis_errors.ResponseError):
-        return ConnectorError(f"Redis at {where} refused the command: {_text(exc, options)}")
+        return ConnectorError(f"Redis at {where} refused the command: {exc!s}")
     return ConnectorLostError(
         f"the connection to Redis at {where} was lost; the operation may or may not have happened"
     )
@@ -124,7 +119,7 @@ def _translate(exc: Exception, options: RedisOptions, *, connecting: bool) -> Co
 def _reply_error(exc: Exception, options: RedisOptions) -> ConnectorError | None:
     """The error for what a server replied, or None when it is not one that has a name."""
     where = options.where
-    text = _text(exc, options)
+    text = str(exc)
     if isinstance(exc, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
         return ConnectorUnavailableError(
             f"Redis at {where} refused the login: {text}", hint=_login_hint(options)
@@ -187,7 +182,7 @@ def _why_not(exc: Exception, options: RedisOptions) -> tuple[str, str | None]:
             case redis_errors.InvalidResponse():
                 return "it does not speak the Redis protocol", "check host and port"
             case redis_errors.ResponseError():
-                return _text(cause, options), _reply_hint(cause)
+                return str(cause), _reply_hint(cause)
             case redis_errors.ConnectionError() if "max number of clients" in str(cause):
                 return "it has its maximum of clients", "close some, or raise its maxclients"
             case OSError() if "Connect call failed" in str(cause):
@@ -213,11 +208,17 @@ def _reply_hint(exc: BaseException) -> str | None:
 
 
 def _login_hint(options: RedisOptions) -> str:
-    if options.password_env is None:
+    if options.password is None:
         return "name the variable that holds the password: password_env='REDIS_PASSWORD'"
+    kind, _, name = options.password.partition(":")
+    source = {
+        "env": f"${name}",
+        "file": f"the file {name!r}",
+        "call": f"the function registered as {name!r}",
+    }[kind]
     user = "the default user" if options.username is None else f"user {options.username!r}"
     return (
-        f"the password came from ${options.password_env}, for {user}; check both, "
+        f"the password came from {source}, for {user}; check both, "
         f"or choose another user with username="
     )
 
@@ -231,20 +232,3 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
     while one is not None:
         yield one
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
-
-
-def _text(exc: BaseException, options: RedisOptions) -> str:
-    secret = _secret(options)
-    return str(exc).replace(secret, "***") if secret else str(exc)
-
-
-def _tells_secret(exc: BaseException, options: RedisOptions) -> bool:
-    secret = _secret(options)
-    return bool(secret) and any(secret in str(one) for one in _chain(exc))
-
-
-def _secret(options: RedisOptions) -> str:
-    try:
-        return options.password or ""
-    except ProxyPlaneError:
-        return ""

@@ -7,14 +7,18 @@ import asyncio
 import contextlib
 import inspect
 import ssl
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
+from redis.credentials import CredentialProvider
 
 from proxyplane._runtime.workers import run_in_worker
+from proxyplane._secrets import Secret, read_at_once, read_secret, without_secret
 from proxyplane.connectors.redis.url import RedisOptions
 from proxyplane.exceptions import ConfigError
 
@@ -97,10 +101,12 @@ async def connect(options: RedisOptions, tls: ssl.SSLContext | None) -> Link:
         TimeoutError: It took too long.
         redis.RedisError: The server refused.
     """
+    password = await _password_of(options)
+    handled = sys.exception()  # what the caller is about, and none of ours
     common: dict[str, Any] = {
         "db": options.db,
-        "username": options.username,
-        "password": options.password,
+        **({"username": options.username} if password is None else {}),
+        "credential_provider": password and _Login(options.username, password),
         "protocol": 2,  # spares the HELLO, which servers before 6.0 do not know
         "socket_timeout": None,
         "socket_connect_timeout": None,
@@ -121,8 +127,10 @@ async def connect(options: RedisOptions, tls: ssl.SSLContext | None) -> Link:
                 await made.read_response()
             except redis_errors.NoPermissionError:
                 pass  # it knows the user, who may not PING
-    except BaseException:
+    except BaseException as error:
         await made.disconnect()
+        if password is not None:
+            without_secret(error, password, but=handled)
         raise
     writer = made._writer
     assert writer is not None
@@ -130,6 +138,35 @@ async def connect(options: RedisOptions, tls: ssl.SSLContext | None) -> Link:
     made._parser.on_disconnect()  # type: ignore[no-untyped-call]
     made._reader = made._writer = None
     return Link(cast(asyncio.Transport, writer.transport), refusal, writer)
+
+
+class _Login(CredentialProvider):
+    """What redis-py asks for user and password, so that it keeps no password itself."""
+
+    def __init__(self, username: str | None, password: Secret) -> None:
+        self._username = username
+        self._password = password
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """The words that AUTH takes."""
+        if self._username is None:
+            return (self._password.text(),)
+        return self._username, self._password.text()
+
+
+async def _password_of(options: RedisOptions) -> Secret | None:
+    """The password, read now.
+
+    Raises:
+        ConfigError: It cannot be had; the message names where it should be.
+    """
+    reference = options.password
+    if reference is None:
+        return None
+    what = f"the password for {options.where}"
+    if read_at_once(reference):
+        return read_secret(reference, what=what)
+    return await run_in_worker(partial(read_secret, reference, what=what))
 
 
 def make_tls_context(options: RedisOptions) -> ssl.SSLContext:

@@ -15,16 +15,22 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
+from proxyplane._secrets import check_reference
 from proxyplane.exceptions import ConfigError
 
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 SCHEMES = ("redis", "rediss", "unix", *CLUSTER_SCHEMES)
 DEFAULT_URL = "redis://localhost:6379/0"
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # No colon: it ends the namespace, so "a" + "b:c" and "a:b" + "c" would be one key. No character
 # with a meaning in the patterns of SCAN, nor braces, which choose the slot in a cluster.
 _NAMESPACE = re.compile(r"[A-Za-z0-9_./-]{1,64}")
 _ENV_HINT = "put it in an environment variable and name that: password_env='REDIS_PASSWORD'"
+PASSWORDS = {"env": "password_env", "file": "password_file", "call": "password_from"}
+_NO_NAME = {
+    "password_env": "password_env is not the name of an environment variable",
+    "password_file": "password_file is not the path of a file",
+    "password_from": "password_from is not a name for register_secret",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,9 @@ class RedisOptions:
         username: ACL user; None is the server's ``default`` user.
         password_env: Name of the environment variable that holds the password. It is read when a
             connection is made, in the process that makes it.
+        password_file: Path of a file that holds it, instead.
+        password_from: Name of a function that returns it, instead; each process registers it with
+            `proxyplane.config.register_secret`.
         namespace: Every key begins with it and a colon.
         max_connections: Connections per event loop for large objects and for batches, in a cluster
             to each node; when all are in use, callers wait. Small operations share one more, and
@@ -67,6 +76,8 @@ class RedisOptions:
     db: int = 0
     username: str | None = None
     password_env: str | None = None
+    password_file: str | None = None
+    password_from: str | None = None
     namespace: str = "proxyplane"
     max_connections: int = 32
     connect_timeout: float = 5.0
@@ -86,11 +97,15 @@ class RedisOptions:
                 f"namespace {self.namespace!r} cannot be used",
                 hint="1 to 64 letters, digits and any of _ . - /",
             )
-        if self.password_env is not None and not _ENV_NAME.fullmatch(self.password_env):
-            # Not repeated: the likely mistake is to have passed the password itself.
-            raise ConfigError(
-                "password_env is not the name of an environment variable", hint=_ENV_HINT
-            )
+        named = [name for name in PASSWORDS.values() if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ConfigError(f"the password is named twice, by {' and '.join(named)}")
+        if self.password is not None:
+            try:
+                check_reference("password", self.password)
+            except ConfigError:
+                # Not repeated: the likely mistake is to have passed the password itself.
+                raise ConfigError(_NO_NAME[named[0]], hint=_ENV_HINT) from None
         if self.max_connections < 1:
             raise ConfigError(f"max_connections must be at least 1, not {self.max_connections}")
         for name in ("connect_timeout", "timeout"):
@@ -163,22 +178,12 @@ class RedisOptions:
 
     @property
     def password(self) -> str | None:
-        """The password, read from the environment now; None when no variable is named.
-
-        Raises:
-            ConfigError: The variable is not set in this process, or is empty.
-        """
-        if self.password_env is None:
-            return None
-        value = os.environ.get(self.password_env)
-        if not value:
-            state = "not set" if value is None else "empty"
-            raise ConfigError(
-                f"environment variable {self.password_env} is {state} in this process, and the "
-                f"connector of {self.where} takes its password from it",
-                hint=f"export {self.password_env}=... where this process is started",
-            )
-        return value
+        """The reference to the password, see `proxyplane._secrets`; None when none is named."""
+        for kind, name in PASSWORDS.items():
+            value = getattr(self, name)
+            if value is not None:
+                return f"{kind}:{value}"
+        return None
 
 
 def parse_url(url: str, **overrides: Any) -> RedisOptions:
@@ -354,6 +359,8 @@ _OPTIONS = (
     _Option("max_connections", _whole),
     _Option("namespace", _text),
     _Option("password_env", _text),
+    _Option("password_file", _text, path=True),
+    _Option("password_from", _text),
     _Option("ssl_ca_certs", _text, tls=True, path=True),
     _Option("ssl_certfile", _text, tls=True, path=True),
     _Option("ssl_check_hostname", _flag, tls=True, write=lambda on: "true" if on else "false"),
