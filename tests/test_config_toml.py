@@ -24,6 +24,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
     checksum=st.sampled_from([True, False, "crc32", "xxh3"]),
     on_blocking=st.sampled_from([None, "warn", "raise", "allow"]),
     eager=st.booleans(),
+    metrics=st.booleans(),
     cache_size=st.none() | st.integers(0),
     cache_bytes=st.none() | st.integers(0),
     signing_key=st.sampled_from([(), "env:A", ("call:a.b", "file:/x,y;z#/é")]),
@@ -34,7 +35,7 @@ def test_round_trip(**values):
     original = StoreConfig(**values)
     assert original == StoreConfig.from_toml(original.to_toml())
     assert original == pickle.loads(pickle.dumps(original))
-    travels = replace(original, cache_size=None, cache_bytes=None, allow=None)
+    travels = replace(original, cache_size=None, cache_bytes=None, allow=None, metrics=False)
     assert travels == StoreConfig.from_url(original.to_url())
     assert hash(original) == hash(StoreConfig.from_toml(original.to_toml()))
 
