@@ -15,7 +15,7 @@ from proxyplane._server import EmbeddedServer
 from support.cluster import Cluster
 from support.servers import make_server
 
-pytest_plugins = ["plugins.blocking", "plugins.media", "plugins.rows"]
+pytest_plugins = ["plugins.blocking", "plugins.endpoints", "plugins.media", "plugins.rows"]
 
 # On a CI server pytest tells how two values differ in full, which takes minutes for megabytes.
 for _variable in ("CI", "BUILD_NUMBER"):

@@ -70,7 +70,17 @@ LAYERS = [
     ["policies", "executor"],
     ["sync"],
     ["__init__"],
-    ["_mypy_calls", "_server", "__main__", "cli", "demo.*", "mypy_plugin", "testing.*"],
+    [
+        "_mypy_calls",
+        "_server",
+        "__main__",
+        "_cli_endpoint",
+        "cli",
+        "demo.*",
+        "endpoint.*",
+        "mypy_plugin",
+        "testing.*",
+    ],
 ]
 # A connector sees the contract, the helpers of the runtime that know nothing of proxies, the
 # private modules beside it, its own package and its driver.
@@ -90,7 +100,8 @@ CONNECTORS_SEE = [
 ]
 
 EXPORTED = """
-    BlockingResolveWarning Connector DeferrableConnector Factory FileConnector LocalConnector
+    BlockingResolveWarning Connector DeferrableConnector EndpointConnector Factory FileConnector
+    LocalConnector
     MultiConnector OwnedProxy Proxy ProxyAlways ProxyFuture ProxyLocker ProxyNever ProxyOr
     ProxyPlaneError ProxyResolveError ProxySize ProxyType RedisConnector RedisFactory RefMutProxy
     RefProxy Serializer Store StoreConfig StoreExecutor StoreFactory StoreTaskGroup aclone adrop

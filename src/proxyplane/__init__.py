@@ -48,6 +48,7 @@ from proxyplane.registry import unregister_store as unregister_store
 from proxyplane.store import Store as Store
 
 if TYPE_CHECKING:
+    from proxyplane.connectors.endpoint import EndpointConnector as EndpointConnector
     from proxyplane.connectors.file import FileConnector as FileConnector
     from proxyplane.connectors.local import LocalConnector as LocalConnector
     from proxyplane.connectors.multi import MultiConnector as MultiConnector
@@ -76,6 +77,7 @@ __version__ = "0.1.0"
 # Imported when it is asked for: a connector with its driver, since redis alone takes longer than
 # all the rest, and what is built on top of stores.
 _LAZY = {
+    "EndpointConnector": "proxyplane.connectors.endpoint",
     "FileConnector": "proxyplane.connectors.file",
     "LocalConnector": "proxyplane.connectors.local",
     "MultiConnector": "proxyplane.connectors.multi",

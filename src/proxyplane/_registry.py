@@ -32,6 +32,7 @@ _BUILT_IN = {
     "redis+cluster": "proxyplane.connectors.redis:RedisConnector",
     "rediss+cluster": "proxyplane.connectors.redis:RedisConnector",
     "multi": "proxyplane.connectors.multi:MultiConnector",
+    "endpoint": "proxyplane.connectors.endpoint:EndpointConnector",
 }
 _registered: dict[str, type[Connector]] = {}
 _loaded: dict[str, type[Connector]] = {}

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import proxyplane
+from proxyplane._cli_endpoint import add_endpoint
 
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
@@ -89,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
+    add_endpoint(commands)
     return parser
 
 

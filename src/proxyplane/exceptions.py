@@ -13,6 +13,8 @@ The tree (a second base in brackets keeps ``except`` clauses written for the bui
     ├── ConnectorError                       the medium, or the way to it, failed
     │   ├── ConnectorClosedError             you closed it
     │   ├── ConnectorUnavailableError        cannot be reached: refused, no such host, no permission
+    │   │   ├── NotAllowedError              an endpoint does not let another one do this
+    │   │   └── PeerUnreachableError         the endpoint of this site cannot reach that of another
     │   ├── ConnectorLostError               it broke in the middle; the operation may have happened
     │   ├── KeyExistsError                   keys are write-once and this one is taken
     │   ├── NoConnectorError                 none of several takes the object, or has the key
@@ -60,10 +62,12 @@ __all__ = [
     "NoConnectorError",
     "MutableBorrowError",
     "NonProxiableTypeError",
+    "NotAllowedError",
     "ObjectLostError",
     "ObjectTooLargeError",
     "OwnershipError",
     "PartialBatchError",
+    "PeerUnreachableError",
     "ProducerError",
     "ProxyPlaneError",
     "ProxyResolveCycleError",
@@ -138,6 +142,14 @@ class ConnectorClosedError(ConnectorError):
 
 class ConnectorUnavailableError(ConnectorError):
     """The medium cannot be reached: connection refused, no such host, no permission."""
+
+
+class NotAllowedError(ConnectorUnavailableError):
+    """An endpoint does not let the one that asks, or its site, do this."""
+
+
+class PeerUnreachableError(ConnectorUnavailableError):
+    """The endpoint of this site cannot reach the one that has the object; nothing has happened."""
 
 
 class ConnectorLostError(ConnectorError):

@@ -1,0 +1,225 @@
+"""What the connector does in one event loop: requests to the endpoint of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import struct
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from proxyplane._runtime.workers import run_in_worker
+from proxyplane.abc import Buffer
+from proxyplane.connectors.endpoint.channel import Answer, Body, Channel, NotSentError
+from proxyplane.connectors.endpoint.keys import quote_key
+from proxyplane.connectors.endpoint.places import Address, Place, address_of, place_for
+from proxyplane.connectors.endpoint.problems import error_of
+from proxyplane.connectors.endpoint.watch import Watch
+from proxyplane.connectors.endpoint.wire import Connection, ProtocolError
+from proxyplane.exceptions import (
+    ConnectorClosedError,
+    ConnectorError,
+    ConnectorLostError,
+    ConnectorUnavailableError,
+)
+
+__all__ = ["ENDPOINT", "Client", "Patience", "open_connection", "pack_batch"]
+
+ENDPOINT: Final = "Endpoint"
+"""The header that says for which endpoint a request is."""
+LENGTH: Final = struct.Struct(">I")
+_UNDO_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for what.
+
+    Attributes:
+        connect: Seconds for a connection to the endpoint of this machine.
+        progress: Seconds without any progress after which a request counts as lost.
+        connections: How many there are at most, per event loop.
+    """
+
+    connect: float = 5.0
+    progress: float = 30.0
+    connections: int = 32
+
+
+async def open_connection(address: Address, patience: Patience) -> Connection:
+    """Makes a connection to the API of an endpoint.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    loop = asyncio.get_running_loop()
+
+    def make() -> Connection:
+        return Connection(patience.progress)
+
+    async with asyncio.timeout(patience.connect):
+        if address.socket:
+            _, connection = await loop.create_unix_connection(make, address.socket)
+        else:
+            _, connection = await loop.create_connection(make, "127.0.0.1", address.port)
+    return connection
+
+
+class Client:
+    """The way of one event loop to one endpoint, through that of this machine.
+
+    Args:
+        endpoint: The id of the endpoint of the connector's URL.
+        patience: How long to wait for what.
+        place: The endpoint of this machine; by default the one for the other.
+    """
+
+    def __init__(self, endpoint: str, patience: Patience, place: Place | None = None) -> None:
+        self._endpoint = endpoint
+        self._patience = patience
+        self._place = place
+        self._channel = Channel(self._connect, limit=patience.connections)
+        self.watch = Watch(self._channel)
+        self._undoing: set[asyncio.Task[None]] = set()
+
+    async def _connect(self) -> Connection:
+        # Looked up each time: where it listens may have changed while it was down.
+        if self._place is None:
+            self._place = await run_in_worker(place_for, self._endpoint)
+        address = await run_in_worker(address_of, self._place)
+        self._channel.set_fields(
+            {"Authorization": f"Bearer {address.token}"} if address.token else {}
+        )
+        return await open_connection(address, self._patience)
+
+    @contextlib.asynccontextmanager
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        endpoint: str,
+        *,
+        fields: Mapping[str, str] | None = None,
+        size: int = 0,
+        body: Body = (),
+        missing: bool = False,
+    ) -> AsyncIterator[Answer]:
+        """Sends a request for an endpoint and gives the answer.
+
+        Args:
+            method: Of HTTP.
+            path: From the slash on, quoted.
+            endpoint: For whom it is.
+            fields: More headers.
+            size: Bytes of the body.
+            body: Its pieces.
+            missing: Whether "there is no such object" is an answer and no error.
+
+        Raises:
+            ConnectorError: What the endpoint said, or that it could not be asked.
+        """
+        asked = {ENDPOINT: endpoint, **(fields or {})}
+        with self._errors():
+            async with self._channel.exchange(
+                method, path, fields=asked, size=size, body=body
+            ) as answer:
+                if answer.status >= 400 and not (missing and answer.status == 404):
+                    text = b"" if method == "HEAD" else await answer.text()
+                    raise error_of(answer.fields, text) or ConnectorError(
+                        f"{self._where} answered {answer.status} to {method}"
+                    )
+                yield answer
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except NotSentError as error:
+            if self._channel.closed:
+                raise ConnectorClosedError("the connector was closed") from None
+            raise ConnectorUnavailableError(
+                f"{self._where} cannot be reached: {error}",
+                hint=f"proxyplane endpoint start {self._name}",
+            ) from error
+        except ProtocolError as error:
+            raise ConnectorError(f"{self._where} does not speak as an endpoint: {error}") from error
+        except TimeoutError as error:
+            raise ConnectorLostError(
+                f"{self._where} made no progress for {self._patience.progress:g} s; the operation "
+                "may or may not have happened",
+                hint="raise timeout= if it may be busy for longer",
+            ) from error
+        except (OSError, EOFError) as error:
+            if self._channel.closed:
+                raise ConnectorClosedError("the connector was closed") from None
+            raise ConnectorLostError(
+                f"the connection to {self._where} was lost; the operation may or may not have "
+                "happened"
+            ) from error
+
+    async def call(self, path: str, endpoint: str, what: Mapping[str, Any]) -> Any:
+        """Sends JSON and returns the JSON of the answer."""
+        body = json.dumps(what).encode()
+        async with self.ask(
+            "POST", path, endpoint, size=len(body), body=[memoryview(body)]
+        ) as answer:
+            text = await answer.text()
+        return json.loads(text) if text else None
+
+    async def get(self, key: str, endpoint: str) -> Buffer | None:
+        """Reads one object."""
+        path = f"/v1/objects/{quote_key(key)}"
+        async with self.ask("GET", path, endpoint, missing=True) as answer:
+            if answer.status == 404:
+                await answer.text()
+                return None
+            return await answer.body()
+
+    async def get_many(self, keys: Sequence[str], endpoint: str) -> list[Buffer | None]:
+        """Reads many objects in one request."""
+        body = json.dumps({"keys": keys}).encode()
+        async with self.ask(
+            "POST", "/v1/read", endpoint, size=len(body), body=[memoryview(body)]
+        ) as answer:
+            connection = answer.connection
+            (length,) = LENGTH.unpack(await connection.read(LENGTH.size))
+            sizes = json.loads(bytes(await connection.read(length)))
+            return [None if size is None else await connection.read(size) for size in sizes]
+
+    def undo(self, keys: Sequence[str], endpoint: str) -> None:
+        """Evicts, later, what a cancelled caller may have stored under keys that nobody knows."""
+
+        async def evict() -> None:
+            with contextlib.suppress(ConnectorError, TimeoutError):
+                async with asyncio.timeout(_UNDO_SECONDS):
+                    # The request may still be on its way: the keys are never to be used.
+                    await self.call("/v1/evict", endpoint, {"keys": keys, "forbid": True})
+
+        task = asyncio.get_running_loop().create_task(evict())
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+
+    async def aclose(self) -> None:
+        """Ends every wait, and closes the connections."""
+        for task in self._undoing:
+            task.cancel()
+        try:
+            await self.watch.aclose(ConnectorClosedError("the connector was closed"))
+        finally:
+            await self._channel.aclose()
+
+    @property
+    def _name(self) -> str:
+        return "NAME" if self._place is None else self._place.name
+
+    @property
+    def _where(self) -> str:
+        return f"the endpoint {self._name!r} of this machine"
+
+
+def pack_batch(keys: Sequence[str], sizes: Sequence[int]) -> bytes:
+    """What precedes the bodies of a batch: how long it is, and as JSON the keys and their sizes."""
+    head = json.dumps({"keys": list(keys), "sizes": list(sizes)}).encode()
+    return LENGTH.pack(len(head)) + head

@@ -1,0 +1,471 @@
+"""The endpoint connector: objects are held by endpoints, and each process talks to its own one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from proxyplane._runtime.fork import on_fork
+from proxyplane._runtime.per_loop import PerLoop
+from proxyplane.abc import Buffer, DeferrableConnector, Frames
+from proxyplane.connectors._inline import total, views
+from proxyplane.connectors._keys import KeyMaker
+from proxyplane.connectors._waiters import deadline
+from proxyplane.connectors.endpoint.client import Client, Patience, pack_batch
+from proxyplane.connectors.endpoint.keys import (
+    LONGEST_KEY,
+    is_id,
+    make_key,
+    quote_key,
+    split_key,
+)
+from proxyplane.connectors.endpoint.places import default_place, find
+from proxyplane.exceptions import (
+    ConfigError,
+    ConnectorClosedError,
+    ConnectorLostError,
+    KeyExistsError,
+    ObjectLostError,
+    ObjectTooLargeError,
+    ProxyPlaneError,
+)
+
+T = TypeVar("T")
+
+_TOGETHER = 1 << 20  # bytes of a small object, of which many are read in one request
+_LOOK_SECONDS = 1.0  # for which one may look, though there is less time to wait
+
+
+class EndpointConnector(DeferrableConnector):
+    """Keeps objects at an endpoint: a daemon of a site, on this machine or on another.
+
+    A process talks to the endpoint of its own machine only, over a socket that nobody else can
+    open; that one asks the others for what it does not have. See the guide, docs/endpoints.md.
+
+    What is put goes to the endpoint that the URL names. A key that the connector made says where
+    its object is, so it can be used with any URL; one of yours is looked for at the endpoint of the
+    URL.
+
+    Lost connections: reading is tried a second time, and so is storing under a key that the
+    connector made itself. Evicting, setting, and storing under a key of yours, may have happened
+    already: they raise `ConnectorLostError`. Whoever waits goes on waiting while an endpoint, or
+    the link to it, is down.
+
+    Args:
+        endpoint: ``endpoint://ID``, the id alone, or the name of an endpoint of this machine or of
+            one of its peers. Left out: that of ``$PROXYPLANE_ENDPOINT``, or the only one of this
+            machine, or the one that is called ``default``.
+        connect_timeout: Seconds for a connection to the endpoint of this machine.
+        timeout: Seconds without progress after which a request counts as lost.
+        max_connections: Connections per event loop; callers wait while all are in use.
+
+    Raises:
+        ConfigError: There is no such endpoint, or the URL is wrong.
+    """
+
+    scheme: ClassVar[str] = "endpoint"
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        connect_timeout: float | None = None,
+        timeout: float | None = None,
+        max_connections: int | None = None,
+    ) -> None:
+        self.endpoint, options = _parse(endpoint)
+        given = {
+            "connect_timeout": connect_timeout,
+            "timeout": timeout,
+            "max_connections": max_connections,
+        }
+        options |= {name: value for name, value in given.items() if value is not None}
+        patience = _patience(options)
+        self._url = _write_url(self.endpoint, patience)
+        self._closed = self._to_clear = False
+        self._keys = KeyMaker()
+        self._clients = PerLoop(lambda: Client(self.endpoint, patience), Client.aclose)
+        self.after_fork_in_child()
+        on_fork(self)
+
+    def after_fork_in_child(self) -> None:
+        """Starts as one that has put nothing; clients and keys see to themselves."""
+        self._made_keys = False
+        self._user_keys: set[str] = set()
+
+    @classmethod
+    def from_url(cls, url: str) -> EndpointConnector:
+        """Makes the connector that ``endpoint://ID`` describes, with options in the query."""
+        if not url.startswith("endpoint://"):
+            raise ConfigError(f"{url!r} is not of the form endpoint://ID")
+        return cls(url)
+
+    @property
+    def url(self) -> str:
+        """The canonical URL."""
+        return self._url
+
+    def __repr__(self) -> str:
+        return f"EndpointConnector({self._url!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_url, (self._url,)
+
+    async def put(self, frames: Frames, *, key: str | None = None) -> str:
+        """Stores one object at the endpoint of the URL; see `Connector.put`.
+
+        Raises:
+            ConnectorLostError: For a key of yours: the link broke, and the object may or may not
+                be stored. `exists` tells.
+            ObjectTooLargeError: The endpoint holds no object of this size.
+        """
+        body = views(frames)
+        size = total(body)
+        if key is not None:
+            client = await self._client()
+            await self._store(client, key, self._at(key), body, size)
+            self._user_keys.add(key)
+            return key
+        key = self._new_key(size)
+
+        async def store(client: Client) -> None:
+            try:
+                await self._store(client, key, self.endpoint, body, size)
+            except asyncio.CancelledError:
+                client.undo([key], self.endpoint)
+                raise
+
+        await self._twice(store, taken_is_mine=True)
+        return key
+
+    async def _store(
+        self, client: Client, key: str, endpoint: str, body: list[memoryview], size: int
+    ) -> None:
+        path = f"/v1/objects/{quote_key(_short_enough(key))}"
+        async with client.ask("PUT", path, endpoint, size=size, body=body) as answer:
+            await answer.text()
+
+    async def get(self, key: str, *, size: int | None = None) -> Buffer | None:
+        """Reads one object into a private buffer; see `Connector.get`."""
+        if len(key) > LONGEST_KEY:
+            return None
+        return await self._twice(lambda client: client.get(key, self._at(key)))
+
+    async def exists(self, key: str) -> bool:
+        """Whether the key holds an object now."""
+        if len(key) > LONGEST_KEY:
+            return False
+        path = f"/v1/objects/{quote_key(key)}"
+
+        async def look(client: Client) -> bool:
+            async with client.ask("HEAD", path, self._at(key), missing=True) as answer:
+                return answer.status == 200
+
+        return await self._twice(look)
+
+    async def evict(self, key: str) -> bool:
+        """Removes an object and returns whether it was there; see `Connector.evict`.
+
+        Whoever waits for the object of a key gets `ObjectLostError`.
+
+        Raises:
+            ConnectorLostError: The link broke, and the object may or may not be there.
+        """
+        (there,) = await self.evict_batch([key])
+        return there
+
+    async def put_batch(self, batch: Sequence[Frames]) -> list[str]:
+        """Stores many objects, all or none, in one request; returns their keys in order."""
+        bodies = [views(frames) for frames in batch]
+        if not bodies:
+            await self._client()
+            return []
+        sizes = [total(body) for body in bodies]
+        keys = [self._new_key(size) for size in sizes]
+        head = memoryview(pack_batch(keys, sizes))
+        pieces = [head, *(view for body in bodies for view in body)]
+
+        async def store(client: Client) -> None:
+            try:
+                async with client.ask(
+                    "POST", "/v1/write", self.endpoint, size=total(pieces), body=pieces
+                ) as answer:
+                    await answer.text()
+            except asyncio.CancelledError:
+                client.undo(keys, self.endpoint)
+                raise
+
+        await self._twice(store, taken_is_mine=True)
+        return keys
+
+    async def get_batch(
+        self, keys: Sequence[str], *, sizes: Sequence[int | None] | None = None
+    ) -> list[Buffer | None]:
+        """Reads many objects in order; None for a key that holds nothing.
+
+        Small ones come in one request for each endpoint; large ones follow one after another.
+        """
+        await self._client()
+        found: list[Buffer | None] = [None] * len(keys)
+        together: dict[str, list[int]] = {}
+        alone: list[int] = []
+        for number, key in enumerate(keys):
+            made = split_key(key)
+            if made is not None and made.size <= _TOGETHER:
+                together.setdefault(self._at(key), []).append(number)
+            else:
+                alone.append(number)
+        for endpoint, numbers in together.items():
+            wanted = [keys[number] for number in numbers]
+
+            async def read(
+                client: Client, wanted: list[str] = wanted, endpoint: str = endpoint
+            ) -> list[Buffer | None]:
+                return await client.get_many(wanted, endpoint)
+
+            for number, body in zip(numbers, await self._twice(read), strict=True):
+                found[number] = body
+        for number in alone:
+            found[number] = await self.get(keys[number])
+        return found
+
+    async def evict_batch(self, keys: Sequence[str]) -> list[bool]:
+        """Evicts many objects, in one request for each endpoint that has any.
+
+        Raises:
+            ConnectorLostError: The link broke; some may have been evicted.
+        """
+        client = await self._client()
+        there = [False] * len(keys)
+        grouped: dict[str, list[int]] = {}
+        for number, key in enumerate(keys):
+            if len(key) <= LONGEST_KEY:
+                grouped.setdefault(self._at(key), []).append(number)
+        for endpoint, numbers in grouped.items():
+            told = await client.call(
+                "/v1/evict", endpoint, {"keys": [keys[number] for number in numbers]}
+            )
+            for number, was_there in zip(numbers, told["there"], strict=True):
+                there[number] = bool(was_there)
+        self._user_keys.difference_update(keys)
+        return there
+
+    async def new_key(self) -> str:
+        """Registers a key at the endpoint of the URL, whose object will come later."""
+        key = self._new_key(0)
+
+        async def register(client: Client) -> None:
+            await client.call(f"/v1/later/{quote_key(key)}", self.endpoint, {})
+
+        await self._twice(register, taken_is_mine=True)
+        return key
+
+    async def set(self, key: str, frames: Frames) -> None:
+        """Stores the object of a key made by `new_key` and wakes everyone who waits for it.
+
+        From any site: the object goes to the endpoint that registered the key.
+
+        Raises:
+            KeyExistsError: It was set before; of two at once exactly one succeeds.
+            ObjectLostError: The endpoint does not know the key (any more).
+            ConnectorLostError: The link broke, and it may or may not be set.
+        """
+        body = views(frames)
+        path = f"/v1/later/{quote_key(_short_enough(key))}"
+        client = await self._client()
+        async with client.ask("PUT", path, self._at(key), size=total(body), body=body) as answer:
+            await answer.text()
+
+    async def wait(self, key: str, timeout: float | None = None) -> None:
+        """Returns when `key` holds an object; see `DeferrableConnector.wait`.
+
+        It goes on while the endpoint that has the key, or the link to it, is down.
+
+        Raises:
+            TimeoutError: The object did not come in time; its cause is why the endpoint of this
+                machine could not be reached, if it could not.
+            ObjectLostError: The endpoint does not know the key (any more).
+            NotAllowedError: The endpoint does not let this site wait.
+        """
+        client = await self._client()
+        endpoint = self._at(_short_enough(key))
+        since = asyncio.get_running_loop().time()
+        if timeout is not None and timeout < _LOOK_SECONDS:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    if await self._is_there(client, key, endpoint):
+                        return
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        watcher = client.watch.add(endpoint, key, future.set_result)
+        try:
+            async with deadline(key, timeout, since=since):
+                heard = await future
+        except TimeoutError as error:
+            if client.watch.trouble is not None:
+                raise TimeoutError(*error.args) from client.watch.trouble
+            raise
+        finally:
+            client.watch.leave(watcher)
+        if isinstance(heard, ProxyPlaneError):
+            raise type(heard)(*heard.args, hint=heard.hint)
+        if heard == "gone":
+            raise _lost(key)
+
+    async def _is_there(self, client: Client, key: str, endpoint: str) -> bool:
+        async with client.ask("GET", f"/v1/later/{quote_key(key)}", endpoint) as answer:
+            state = await answer.text()
+        if state == b"gone":
+            raise _lost(key)
+        return state == b"there"
+
+    async def aclose(self, *, clear: bool = False) -> None:
+        """Closes the connections of every event loop; operations and waits under way fail.
+
+        Args:
+            clear: Also evict what this instance put, in this process: the keys it made, those of
+                futures too, and those of yours by name.
+
+        Raises:
+            ConnectorError: Clearing failed; the connections are closed all the same, and the next
+                call tries it again.
+        """
+        if self._closed and not self._to_clear:
+            return
+        self._to_clear |= clear
+        self._closed = False  # what is cleared goes through a connection
+        try:
+            if self._to_clear:
+                if self._user_keys:
+                    await self.evict_batch(list(self._user_keys))
+                if self._made_keys:
+                    client = await self._client()
+                    await client.call("/v1/clear", self.endpoint, {"prefix": self._keys.prefix})
+                self._to_clear = False
+        finally:
+            self._closed = True
+            await self._clients.aclose()
+
+    def _at(self, key: str) -> str:
+        """The endpoint that has the object of a key."""
+        made = split_key(key)
+        if made is None or self.endpoint.startswith(made.endpoint):
+            return self.endpoint
+        return made.endpoint
+
+    def _new_key(self, size: int) -> str:
+        self._made_keys = True
+        return make_key(self._keys.new(), size, self.endpoint)
+
+    async def _client(self) -> Client:
+        if self._closed:
+            raise ConnectorClosedError(f"the connector of {self._url} was closed")
+        return await self._clients.get()
+
+    async def _twice(
+        self, operation: Callable[[Client], Awaitable[T]], *, taken_is_mine: bool = False
+    ) -> T:
+        """Does what may safely be done twice, a second time if the link is lost.
+
+        Not after a time-out: what is stuck has not lost what it was sent.
+        """
+        try:
+            return await operation(await self._client())
+        except ConnectorLostError as lost:
+            if isinstance(lost.__cause__, TimeoutError):
+                raise
+            try:
+                return await operation(await self._client())
+            except KeyExistsError:
+                # The first try did arrive.
+                if not taken_is_mine:
+                    raise
+                return None  # type: ignore[return-value]  # as all do that take such a key
+            except ProxyPlaneError as error:
+                raise lost from error
+
+
+def _short_enough(key: str) -> str:
+    if len(key.encode("utf-8", "surrogatepass")) > LONGEST_KEY:
+        raise ObjectTooLargeError(f"a key of more than {LONGEST_KEY} bytes; no endpoint takes it")
+    return key
+
+
+def _lost(key: str) -> ObjectLostError:
+    return ObjectLostError(
+        f"the endpoint does not know the key {key!r}, or not any more",
+        hint="it was evicted, or its endpoint was restarted and keeps nothing",
+    )
+
+
+_NUMBERS: dict[str, type] = {"connect_timeout": float, "max_connections": int, "timeout": float}
+
+
+def _parse(endpoint: str | None) -> tuple[str, dict[str, Any]]:
+    """The id, and the options of the URL if it is one."""
+    if endpoint is None:
+        return default_place().id, {}
+    if not endpoint.startswith("endpoint:"):
+        return _id_of_name(endpoint), {}
+    parts = urlsplit(endpoint)
+    if not is_id(parts.netloc) or parts.path.strip("/") or parts.fragment:
+        raise ConfigError(
+            f"{endpoint!r} is not of the form endpoint://ID", hint="proxyplane endpoint list"
+        )
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _NUMBERS or name in options:
+            raise ConfigError(
+                f"option {name!r} of an endpoint URL is unknown, or stands there twice",
+                hint=f"known are {', '.join(_NUMBERS)}",
+            )
+        try:
+            options[name] = _NUMBERS[name](text)
+        except ValueError:
+            raise ConfigError(f"{name}={text!r} in an endpoint URL is no number") from None
+    return parts.netloc, options
+
+
+def _id_of_name(name: str) -> str:
+    if is_id(name):
+        return name
+    places = find()
+    for place in places:
+        if place.name == name:
+            return place.id
+    for place in places:
+        if name in place.peers:
+            return place.peers[name]
+    known = [place.name for place in places] + [peer for place in places for peer in place.peers]
+    raise ConfigError(
+        f"{name!r} is neither an endpoint of this machine nor a peer of one",
+        hint=f"known are {', '.join(map(repr, known)) or 'none'}",
+    )
+
+
+def _patience(options: dict[str, Any]) -> Patience:
+    for name, value in options.items():
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{name} must be a number above 0, not {value}")
+    default = Patience()
+    return Patience(
+        connect=float(options.get("connect_timeout", default.connect)),
+        progress=float(options.get("timeout", default.progress)),
+        connections=int(options.get("max_connections", default.connections)),
+    )
+
+
+def _write_url(endpoint: str, patience: Patience) -> str:
+    default = Patience()
+    options = []
+    for name, value, usual in (
+        ("connect_timeout", patience.connect, default.connect),
+        ("max_connections", patience.connections, default.connections),
+        ("timeout", patience.progress, default.progress),
+    ):
+        if value != usual:
+            options.append(f"{name}={repr(value).removesuffix('.0')}")
+    query = "&".join(options)
+    return f"endpoint://{endpoint}?{query}" if query else f"endpoint://{endpoint}"

@@ -1,0 +1,92 @@
+"""Requests of aiohttp as those of `transport`, and replies back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from aiohttp import ClientError, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from proxyplane.connectors.endpoint.keys import LONGEST_KEY
+from proxyplane.endpoint.replies import problem
+from proxyplane.endpoint.transport import Caller, Handler, Reply, Request
+
+__all__ = ["make_server"]
+
+log = logging.getLogger("proxyplane.endpoint")
+
+_LINE_BYTES = 2 * LONGEST_KEY
+_IDLE_SECONDS = 300.0
+_LINGER_SECONDS = 5.0
+
+
+def make_server(
+    identify: Callable[[web.BaseRequest], Caller | Reply], handler: Handler
+) -> web.Server:
+    """The server of one port or socket.
+
+    Args:
+        identify: Says who asks; or what to answer to one who may not.
+        handler: Answers the others.
+    """
+
+    async def serve(request: web.BaseRequest) -> web.StreamResponse:
+        caller = identify(request)
+        if isinstance(caller, Reply):
+            return await _respond(request, caller)
+        size = request.content_length
+        if size is None:
+            if request.can_read_body:
+                return await _respond(
+                    request, problem("bad-request", "a body needs a Content-Length")
+                )
+            size = 0
+        asked = Request(request.method, request.raw_path, request.headers, size, _body(request))
+        reply = await handler(caller, asked)
+        try:
+            return await _respond(request, reply)
+        finally:
+            if reply.close is not None:
+                await reply.close()
+
+    return web.Server(
+        serve,
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=_IDLE_SECONDS,
+        lingering_time=_LINGER_SECONDS,
+        logger=log,
+        max_line_size=_LINE_BYTES,
+        read_bufsize=1 << 18,
+    )
+
+
+async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
+    try:
+        async for piece in request.content.iter_any():
+            yield piece
+    except (ClientError, HttpProcessingError, asyncio.IncompleteReadError) as error:
+        raise ConnectionResetError("the body ended before its end") from error
+
+
+async def _respond(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+    if isinstance(reply.body, bytes) and request.method != "HEAD":
+        return web.Response(status=reply.status, headers=reply.fields, body=reply.body)
+    response = web.StreamResponse(status=reply.status, headers=reply.fields)
+    response.content_length = reply.size
+    await response.prepare(request)
+    if request.method != "HEAD" and not isinstance(reply.body, bytes):
+        try:
+            async for piece in reply.body:
+                await response.write(piece)
+        except (OSError, EOFError) as error:
+            # Too late to say so: what the other side has got is shorter than it was told.
+            log.debug("%s %s ended early: %s", request.method, request.remote, error)
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            await reply.body.aclose()  # type: ignore[attr-defined]  # they are generators
+    await response.write_eof()
+    return response

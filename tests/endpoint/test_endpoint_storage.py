@@ -1,0 +1,176 @@
+"""Where an endpoint has its objects: in memory, in files, and what survives a restart."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from proxyplane.connectors.endpoint import EndpointConnector
+from proxyplane.exceptions import (
+    ConnectorUnavailableError,
+    KeyExistsError,
+    ObjectLostError,
+    ObjectTooLargeError,
+    StoreFullError,
+)
+
+MB = 1_000_000
+
+
+@pytest.fixture
+def at(make_site, monkeypatch):
+    """Makes a site with these settings, starts it, and makes this process one of it."""
+
+    def make(*words):
+        site = make_site("own", *words)
+        monkeypatch.setenv("PROXYPLANE_ENDPOINTS", str(site.directory))
+        monkeypatch.setenv("PROXYPLANE_ENDPOINT", site.name)
+        site.start()
+        return site
+
+    return make
+
+
+def files_of(site):
+    """The files of its objects."""
+    return sorted(os.listdir(site.directory / site.name / "objects"))
+
+
+async def test_memory_has_a_budget(at):
+    """What exceeds the memory that an endpoint may use goes to files, and all of it is found."""
+    site = at("--memory", "3MB")
+    connector = EndpointConnector()
+    bodies = [bytes([number]) * MB for number in range(10)]
+    keys = [await connector.put([body]) for body in bodies]
+    status = site.status()
+    assert status["memory"]["used"] == 3 * MB
+    assert status["disk"]["used"] == 7 * MB
+    assert [bytes(await connector.get(key)) for key in keys] == bodies
+    assert await connector.evict_batch(keys) == [True] * 10
+    status = site.status()
+    assert (0, 0) == (status["memory"]["used"], status["disk"]["used"])
+    assert files_of(site) == []
+    await connector.aclose()
+
+
+async def test_what_was_used_lately_stays_in_memory(at):
+    """Of two objects the one that was read last is not the one that moves to a file."""
+    site = at("--memory", "3MB")
+    connector = EndpointConnector()
+    first, second = [await connector.put([bytes([1]) * MB]) for _ in range(2)]
+    await connector.get(first)
+    await connector.put([bytes(2 * MB)])
+    assert len(files_of(site)) == 1
+    await connector.evict(second)
+    assert files_of(site) == []
+    await connector.aclose()
+
+
+async def test_an_object_larger_than_memory(at):
+    """An object that is larger than all the memory is written to a file as it comes."""
+    site = at("--memory", "1MB")
+    connector = EndpointConnector()
+    body = os.urandom(20 * MB)
+    key = await connector.put([body[: 7 * MB], body[7 * MB :]])
+    assert site.status()["memory"]["used"] == 0
+    assert bytes(await connector.get(key)) == body
+    await connector.aclose()
+
+
+async def test_no_room(at):
+    """A full endpoint says so, keeps what it has, and has room again after an eviction."""
+    at("--memory", "2MB", "--disk", "2MB")
+    connector = EndpointConnector()
+    keys = [await connector.put([bytes(MB)]) for _ in range(4)]
+    for call in (connector.put([bytes(MB)]), connector.put_batch([[b"x"], [bytes(MB)]])):
+        with pytest.raises(StoreFullError, match="no room"):
+            await call
+    with pytest.raises(ObjectTooLargeError, match="ever holds"):
+        await connector.put([bytes(3 * MB)])
+    await connector.evict(keys[0])
+    keys[0] = await connector.put([bytes(MB)])
+    assert all([await connector.exists(key) for key in keys])
+    await connector.aclose()
+
+
+async def test_an_object_may_be_too_large(at):
+    """An endpoint may be told the largest object it takes."""
+    at("--max-object", "1MB")
+    connector = EndpointConnector()
+    with pytest.raises(ObjectTooLargeError, match="1000001 bytes"):
+        await connector.put([bytes(MB + 1)])
+    await connector.put([bytes(MB)])
+    await connector.aclose()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_objects_persist(at, number):
+    """With --persist objects, and keys whose objects come later, survive a stop and a kill."""
+    site = at("--persist", "--memory", "1MB")
+    connector = EndpointConnector()
+    small, large = await connector.put([b"small"]), await connector.put([bytes(5 * MB)])
+    await connector.put([b"mine"], key="../mine")
+    later, done = await connector.new_key(), await connector.new_key()
+    await connector.set(done, [b"done"])
+    gone = await connector.put([b"gone"])
+    await connector.evict(gone)
+    await connector.aclose()
+    site.end(number)
+    site.start()
+    connector = EndpointConnector()
+    assert bytes(await connector.get(small)) == b"small"
+    assert bytes(await connector.get(large)) == bytes(5 * MB)
+    assert bytes(await connector.get("../mine")) == b"mine"
+    assert bytes(await connector.get(done)) == b"done"
+    assert await connector.get(gone) is None
+    with pytest.raises(KeyExistsError):
+        await connector.set(done, [b"again"])
+    await connector.set(later, [b"later"])
+    assert len(files_of(site)) == 5
+    await connector.aclose()
+
+
+async def test_without_persistence_nothing_is_left(at):
+    """Otherwise a restart forgets them, and whoever waits or sets is told that they are lost."""
+    site = at("--memory", "1MB")
+    connector = EndpointConnector()
+    key, later = await connector.put([bytes(5 * MB)]), await connector.new_key()
+    site.end(signal.SIGKILL)
+    site.start()
+    assert await connector.get(key) is None
+    assert files_of(site) == []
+    with pytest.raises(ObjectLostError):
+        await connector.set(later, [b"x"])
+    with pytest.raises(ObjectLostError):
+        await connector.wait(later, 30)
+    await connector.aclose()
+
+
+async def test_damaged_files_are_removed(at):
+    """A file that is not whole is none of an object; the others are found."""
+    site = at("--persist")
+    connector = EndpointConnector()
+    keys = [await connector.put([bytes(MB)]) for _ in range(2)]
+    site.end(signal.SIGKILL)
+    objects = site.directory / site.name / "objects"
+    os.truncate(objects / files_of(site)[0], MB)
+    (objects / "stray").write_bytes(b"nothing")
+    site.start()
+    assert sorted([await connector.exists(key) for key in keys]) == [False, True]
+    assert len(files_of(site)) == 1
+    assert site.log.count("not whole") == 2
+    await connector.aclose()
+
+
+async def test_a_stopped_endpoint(at):
+    """Without its endpoint every operation says which command starts it."""
+    site = at()
+    site.end()
+    connector = EndpointConnector()
+    with pytest.raises(ConnectorUnavailableError, match="proxyplane endpoint start own"):
+        await connector.put([b"x"])
+    site.start()
+    await connector.put([b"x"])
+    await connector.aclose()

@@ -1,0 +1,140 @@
+"""Endpoints that run, each a process with a directory of its own, perhaps in another network."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from proxyplane.connectors.endpoint.keys import quote_key
+
+SECONDS = 50
+
+
+class Site:
+    """A machine with one endpoint, of which processes are told by their environment.
+
+    Args:
+        directory: For its files; not to be long, since a socket is in it.
+        name: Of the endpoint.
+        network: The network namespace in which everything of the site runs; that of the tests if
+            left out.
+    """
+
+    def __init__(self, directory: Path, name: str, network: str = "") -> None:
+        self.name = name
+        self.directory = directory / name
+        self.network = network
+        self.id = ""
+        self.process: subprocess.Popen | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes a process one of this site."""
+        return {
+            **os.environ,
+            "PROXYPLANE_ENDPOINTS": str(self.directory),
+            "PROXYPLANE_ENDPOINT": self.name,
+        }
+
+    def command(self, *words: str) -> list[str]:
+        """A command, to be run at this site."""
+        inside = ["ip", "netns", "exec", self.network] if self.network else []
+        return [*inside, *words]
+
+    def run(self, *words: str, check: bool = True, **more) -> subprocess.CompletedProcess:
+        """Runs ``proxyplane endpoint ...`` at this site."""
+        done = subprocess.run(
+            self.command(sys.executable, "-m", "proxyplane", "endpoint", *words),
+            env=self.environment,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+            **more,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{words}: {done.returncode}\n{done.stderr.decode()}")
+        return done
+
+    def configure(self, *words: str) -> str:
+        """Makes or changes the endpoint; returns its id."""
+        self.id = self.run("configure", self.name, *words).stdout.decode().strip()
+        return self.id
+
+    def start(self) -> None:
+        """Starts it in front, as a child of the tests; returns when it serves."""
+        reader, writer = os.pipe()
+        with open(self.directory / "stderr", "ab") as log:
+            self.process = subprocess.Popen(
+                self.command(
+                    *(sys.executable, "-W", "error", "-m", "proxyplane", "endpoint", "start"),
+                    *(self.name, "--front", "--ready-fd", str(writer)),
+                ),
+                env=self.environment,
+                pass_fds=(writer,),
+                stderr=log,
+            )
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            said = pipe.read()
+        assert said == b"ready", self.log
+
+    @property
+    def log(self) -> str:
+        """What it has said."""
+        return (self.directory / "stderr").read_text("utf-8")
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Ends it with a signal; returns its exit code."""
+        if self.process is None:
+            return 0
+        self.process.send_signal(number)
+        code = self.process.wait(SECONDS)
+        self.process = None
+        return code
+
+    @property
+    def socket_path(self) -> str:
+        """The path of its socket."""
+        state = json.loads((self.directory / self.name / "running.json").read_text("utf-8"))
+        return state["socket"]
+
+    def ask(self, method: str, path: str, body: bytes = b"", **fields: str):
+        """Asks it over its socket, without the connector; returns the status and the body."""
+        connection = _UnixConnection(self.socket_path)
+        try:
+            connection.request(method, path, body or None, {**fields})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def status(self) -> dict:
+        """What it tells its operator."""
+        return json.loads(self.ask("GET", "/v1/status")[1])
+
+    def clear(self) -> None:
+        """Evicts everything."""
+        body = json.dumps({"prefix": ""}).encode()
+        assert self.ask("POST", "/v1/clear", body)[0] == 200
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("endpoint", timeout=SECONDS)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(SECONDS)
+        self.sock.connect(self.path)
+
+
+def path_of(key: str) -> str:
+    """Where an object is, in the API."""
+    return f"/v1/objects/{quote_key(key)}"
