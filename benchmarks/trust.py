@@ -16,6 +16,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import xxhash
@@ -70,12 +71,11 @@ def stores(data: object, directory: str) -> tuple[Cases, list[Store]]:
 
 def codecs(data: object) -> Cases:
     """Encoding and decoding, without a store."""
-    return {
-        f"encode and decode, {id}": lambda one=get_serializer(id): decode(  # type: ignore[misc]
-            bytearray(b"".join(encode(data, serializer=one)))
-        )
-        for id in ("pickle", "numpy")
-    }
+
+    def there_and_back(id: str) -> None:
+        decode(bytearray(b"".join(encode(data, serializer=get_serializer(id)))))
+
+    return {f"encode and decode, {id}": partial(there_and_back, id) for id in ("pickle", "numpy")}
 
 
 def measure(cases: Cases, rounds: int, number: int) -> dict[str, list[float]]:

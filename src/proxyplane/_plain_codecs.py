@@ -115,7 +115,10 @@ class ArrowCodec:
             raise ValueError("no such table")
         import polars as pl
 
-        frame: Any = pl.from_arrow(table, rechunk=False)
+        try:
+            frame: Any = pl.from_arrow(table, rechunk=False)
+        except pl.exceptions.PanicException as error:  # no Exception, and not the end of anything
+            raise ValueError(f"polars cannot read this table: {error}") from None
         return frame if kind == "polars.DataFrame" else frame.to_series(0).alias(name)
 
 

@@ -47,6 +47,11 @@ def trust_of(config: StoreConfig) -> Trust:
                 f"allow={list(allow or ())} names the serializer {id!r}, which is unknown",
                 hint="register it first; built in are: " + ", ".join(serialization.BUILTIN),
             )
+    if allow is not None and config.serializer is not None and config.serializer not in allow:
+        raise ConfigError(
+            f"serializer={config.serializer!r} is not among those that allow={list(allow)} accepts",
+            hint="then this store could not read what it puts",
+        )
     return Trust(tuple(config.signing_key), allow, f"store {config.name!r}")
 
 
