@@ -16,6 +16,7 @@ import pytest
 
 import proxyplane as pp
 from proxyplane import (
+    EndpointConnector,
     FileConnector,
     LocalConnector,
     MultiConnector,
@@ -58,10 +59,13 @@ class Keyless(CoroutinesOnly):
     make_key = Connector.make_key
 
 
-@pytest.fixture(params=["file", "local", "redis", "multi", "keyless"])
+@pytest.fixture(params=["file", "local", "redis", "multi", "keyless", "endpoint"])
 def connector(request, tmp_path):
     if request.param == "redis":
         return RedisConnector(request.getfixturevalue("redis_url"))
+    if request.param == "endpoint":
+        request.getfixturevalue("site")
+        return EndpointConnector()
     if request.param == "local":
         return LocalConnector()
     if request.param == "multi":

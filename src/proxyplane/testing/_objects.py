@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,23 @@ class ObjectTests(Harness):
         key = await connector.put(frames)
         assert content(await connector.get(key)) == joined(frames)
         assert content(await self.behind(self.read_raw, key)) == joined(frames)
+
+    async def test_made_keys(self, connector: Connector) -> None:
+        """A key can be had before its object, which is then put under it, once."""
+        keys = [connector.make_key(3), connector.make_key(3)]
+        assert keys[0] != keys[1]
+        assert await connector.exists(keys[0]) is False
+        assert await connector.put([b"abc"], key=keys[0]) == keys[0]
+        assert content(await connector.get(str(keys[0]))) == b"abc"
+        with pytest.raises(KeyExistsError):
+            await connector.put([b"x"], key=str(keys[0]))
+        assert await connector.evict(keys[0]) is True
+        if connector.takes_keys:
+            put: Any = connector.put_batch
+            made = [connector.make_key(1), connector.make_key(70_000)]
+            assert await put([[b"a"], [large()[:70_000]]], keys=made) == made
+            assert content(await connector.get(made[1])) == large()[:70_000]
+            assert await connector.evict_batch(made) == [True, True]
 
     async def test_frames_in_a_tuple(self, connector: Connector) -> None:
         """Frames may come in any sequence."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.per_loop import PerLoop
-from proxyplane.abc import Buffer, DeferrableConnector, Frames
+from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors._waiters import deadline
@@ -67,6 +67,7 @@ class EndpointConnector(DeferrableConnector):
     """
 
     scheme: ClassVar[str] = "endpoint"
+    takes_keys: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -124,12 +125,12 @@ class EndpointConnector(DeferrableConnector):
         """
         body = views(frames)
         size = total(body)
-        if key is not None:
+        if key is not None and not self._is_fresh(key):
             client = await self._client()
             await self._store(client, key, self._at(key), body, size)
             self._user_keys.add(key)
             return key
-        key = self._new_key(size)
+        key = self._new_key(size) if key is None else str(key)
 
         async def store(client: Client) -> None:
             try:
@@ -177,14 +178,29 @@ class EndpointConnector(DeferrableConnector):
         (there,) = await self.evict_batch([key])
         return there
 
-    async def put_batch(self, batch: Sequence[Frames]) -> list[str]:
-        """Stores many objects, all or none, in one request; returns their keys in order."""
+    def make_key(self, size: int, tags: Collection[str] = ()) -> FreshKey:
+        """A key for one object that is put next; see `Connector.make_key`."""
+        return FreshKey(self._new_key(size))
+
+    def _is_fresh(self, key: str) -> bool:
+        made = split_key(key) if type(key) is FreshKey else None
+        return made is not None and self.endpoint.startswith(made.endpoint)
+
+    async def put_batch(
+        self, batch: Sequence[Frames], *, keys: Sequence[str] | None = None
+    ) -> list[str]:
+        """Stores many objects, all or none, in one request; returns their keys in order.
+
+        Args:
+            batch: The objects.
+            keys: Their keys, each from `make_key`.
+        """
         bodies = [views(frames) for frames in batch]
         if not bodies:
             await self._client()
             return []
         sizes = [total(body) for body in bodies]
-        keys = [self._new_key(size) for size in sizes]
+        keys = list(map(self._new_key, sizes) if keys is None else map(str, keys))
         head = memoryview(pack_batch(keys, sizes))
         pieces = [head, *(view for body in bodies for view in body)]
 
