@@ -27,6 +27,7 @@ MODULES = {
 LAYERS = [
     ["exceptions"],
     [
+        "_ttl",
         "abc",
         "_runtime",
         "_runtime.executor",
@@ -90,6 +91,7 @@ CONNECTORS_SEE = [
     "_policies",
     "_registry",
     "_secrets",
+    "_ttl",
     "_urls",
     "_runtime",
     "_runtime.fork",

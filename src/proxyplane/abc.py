@@ -40,7 +40,9 @@ __all__ = [
     "FreshKey",
     "Parts",
     "Serializer",
+    "SupportsSweep",
     "SupportsSync",
+    "Swept",
 ]
 
 T = TypeVar("T")
@@ -72,11 +74,16 @@ class Connector(ABC):
         takes_tags: Whether `put`, `put_batch` and, if it has that, `new_key` take ``tags=``, a
             collection of strings by which it decides where an object goes.
         takes_keys: Whether `put_batch` takes ``keys=``, a key for each object that `make_key` made.
+        takes_ttl: Whether its medium keeps leases. Then `put`, `put_batch` and, if it has them,
+            `new_key` and `put_sync` take ``ttl=``, seconds after which the object is gone (by
+            default it stays), and there is `extend`. An object whose lease has ended is gone for
+            every reader at once, whether or not its space was given back yet.
     """
 
     scheme: ClassVar[str]
     takes_tags: ClassVar[bool] = False
     takes_keys: ClassVar[bool] = False
+    takes_ttl: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -190,6 +197,21 @@ class Connector(ABC):
         """
         return [await self.evict(key) for key in keys]
 
+    async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """Gives objects a new lease; tells for each key whether it still held something.
+
+        A key made by `new_key` has a lease before its object comes, and `set` keeps it. A lease
+        that has ended cannot be extended.
+
+        Args:
+            keys: The keys.
+            ttl: Seconds from now until the leases end; None for no lease any more.
+
+        Raises:
+            NotImplementedError: The medium keeps no leases (`takes_ttl`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no leases")
+
 
 class DeferrableConnector(Connector):
     """A connector on which one can wait for an object that is not there yet."""
@@ -248,6 +270,36 @@ class SupportsSync(Protocol):
 
     def evict_sync(self, key: str) -> bool:
         """What `Connector.evict` does, in the calling thread."""
+        ...
+
+
+class Swept(NamedTuple):
+    """What a sweep removed.
+
+    Attributes:
+        objects: Objects whose lease had ended.
+        size: Their bytes.
+        registrations: Keys whose object never came and whose lease had ended.
+        temporaries: What dead writers left behind unpublished.
+        more: Whether the sweep stopped before it was through.
+    """
+
+    objects: int = 0
+    size: int = 0
+    registrations: int = 0
+    temporaries: int = 0
+    more: bool = False
+
+
+@runtime_checkable
+class SupportsSweep(Protocol):
+    """Of a connector whose medium does not give back by itself what ended leases leave behind."""
+
+    async def sweep(self) -> Swept:
+        """Removes everything whose lease has ended; never what has a lease, or none.
+
+        An open connector does this in the background too, a little at a time.
+        """
         ...
 
 

@@ -11,10 +11,11 @@ import time
 import pytest
 from redis import Redis, RedisError
 
-from proxyplane.connectors._file_dir import UNPUBLISHED
+from proxyplane.connectors._file_dir import LEASES, UNPUBLISHED
 from proxyplane.connectors._file_io import file_name
+from proxyplane.connectors._local_medium import Entry
 from proxyplane.connectors.file import FileConnector
-from proxyplane.connectors.local import LocalConnector, _Entry
+from proxyplane.connectors.local import LocalConnector
 from proxyplane.connectors.redis import RedisConnector, parts
 from proxyplane.connectors.redis.parts import layout_of
 from proxyplane.testing import ConnectorTests, CoroutinesOnly
@@ -43,7 +44,7 @@ class TestLocal(ConnectorTests):
         return None if entry is None else bytes(entry.body)
 
     def write_raw(self, key, data):
-        self.entries[key] = _Entry(object(), memoryview(data))
+        self.entries[key] = Entry(object(), memoryview(data))
 
     def delete_raw(self, key):
         del self.entries[key]
@@ -71,7 +72,7 @@ class TestFile(ConnectorTests):
         (self.directory / file_name(key)).unlink()
 
     def count_raw(self):
-        return len({*os.listdir(self.directory)} - {UNPUBLISHED})
+        return len({*os.listdir(self.directory)} - {UNPUBLISHED, LEASES})
 
     def break_medium(self):
         shutil.rmtree(self.directory)

@@ -11,9 +11,10 @@ from redis import Redis
 
 from proxyplane.connectors._file_dir import UNPUBLISHED
 from proxyplane.connectors._file_io import file_name
+from proxyplane.connectors._local_medium import Entry
 from proxyplane.connectors._multi_keys import HERE, read_record, split
 from proxyplane.connectors.file import FileConnector
-from proxyplane.connectors.local import LocalConnector, _Entry
+from proxyplane.connectors.local import LocalConnector
 from proxyplane.connectors.multi import MultiConnector, Policy
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.testing import ConnectorTests
@@ -101,7 +102,7 @@ class TestLocalAndFile(_Files, Multi):
         return None if entry is None else bytes(entry.body)
 
     def small_write(self, key, data):
-        self.entries[key] = _Entry(object(), memoryview(data))
+        self.entries[key] = Entry(object(), memoryview(data))
 
     def small_delete(self, key):
         del self.entries[key]

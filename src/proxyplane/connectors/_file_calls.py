@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from proxyplane._runtime.fork import on_fork
-from proxyplane.abc import Buffer, Frames, FreshKey
+from proxyplane._ttl import require_ttl
+from proxyplane.abc import Buffer, Frames, FreshKey, Swept
 from proxyplane.connectors._file_dir import Directory, default_directory
 from proxyplane.connectors._file_errors import translate
-from proxyplane.connectors._file_io import Publisher, file_name, identity, sweep
+from proxyplane.connectors._file_io import Publisher, file_name, sweep
+from proxyplane.connectors._file_leases import Leases, deadline, has_ended, same_file
 from proxyplane.connectors._file_read import read
 from proxyplane.connectors._file_waiting import Registrations, Waiting, taken
 from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import KeyMaker
+from proxyplane.connectors._sweeping import sweep_in_background
 from proxyplane.exceptions import ConfigError, ConnectorClosedError
 
 
@@ -35,12 +38,13 @@ class FileCalls:
             )
         # POSIX gives two leading slashes a meaning that no system here uses.
         self._directory = Directory("/" + os.path.abspath(path).lstrip("/"))
+        self._leases = Leases(self._directory)
         self._publisher = Publisher(self._directory)
-        self._registrations = Registrations(self._directory)
+        self._registrations = Registrations(self._directory, self._leases)
         self._waiting = Waiting(self._directory, self._is_set_sync)
         self._keys = KeyMaker()
         self._chosen: dict[str, tuple[int, int]] = {}
-        self._swept = False
+        self._swept = self._begun = False
         self._wrote = False
         self._closed = False
         self._to_clear = False
@@ -53,7 +57,7 @@ class FileCalls:
     def after_fork_in_child(self) -> None:
         """What the parent wrote is the parent's to clear."""
         self._chosen = {}
-        self._wrote = False
+        self._wrote = self._begun = False
 
     @property
     def directory(self) -> str:
@@ -63,9 +67,9 @@ class FileCalls:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._directory.path!r})"
 
-    def put_sync(self, frames: Frames, *, key: str | None = None) -> str:
+    def put_sync(self, frames: Frames, *, key: str | None = None, ttl: float | None = None) -> str:
         """Blocking twin of `put`."""
-        return self._put_sync(views(frames), key, go_on)
+        return self._put_sync(views(frames), key, ttl, go_on)
 
     def get_sync(self, key: str, *, size: int | None = None) -> Buffer | None:
         """Blocking twin of `get`."""
@@ -86,8 +90,8 @@ class FileCalls:
                 path = self._path(key)
                 try:
                     # Someone may have evicted it and put their own under the same key since.
-                    if identity(os.lstat(path)) == wrote:
-                        os.unlink(path)
+                    if same_file(os.lstat(path), wrote):
+                        self._leases.unlink(path, file_name(key))
                 except FileNotFoundError:
                     pass
             if self._wrote:
@@ -100,36 +104,40 @@ class FileCalls:
     def _clear_mine(self) -> None:
         try:
             with os.scandir(self._directory.path) as entries:
-                mine = [entry.path for entry in entries if self._keys.is_mine(entry.name)]
+                mine = [entry.name for entry in entries if self._keys.is_mine(entry.name)]
         except FileNotFoundError:
             return
-        for path in mine:
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
+        for name in mine:
+            self._leases.unlink(f"{self._directory.path}/{name}", name)
 
     def _put_sync(
-        self, bodies: list[memoryview], key: str | None, check: Callable[[], None]
+        self,
+        bodies: list[memoryview],
+        key: str | None,
+        ttl: float | None,
+        check: Callable[[], None],
     ) -> str:
         self._check_open()
         if not self._swept:
             self._swept = True
             sweep(self._directory)
         name = self._keys.new() if key is None else str(key)
+        checking = check if ttl is None else _until(require_ttl(ttl), check)
         while True:
             try:
                 if key is None or (type(key) is FreshKey and self._keys.is_mine(key)):
-                    self._publisher.publish(name, bodies, unique=True, check=check)
+                    self._publisher.publish(name, bodies, unique=True, check=checking)
                     self._wrote = True
                 else:
                     self._chosen[key] = self._publisher.publish(
-                        file_name(key), bodies, unique=False, check=check
+                        file_name(key), bodies, unique=False, check=checking
                     )
                     # A put under a key that was registered is as good as its set.
                     self._registrations.remove(key)
                 return name
             except FileExistsError as exc:
+                if self._make_way(name):
+                    continue
                 raise taken(name, self._directory) from exc
             except OSError as exc:
                 if exc.errno == errno.ENOENT and not os.path.isdir(self._directory.path):
@@ -138,11 +146,17 @@ class FileCalls:
                     continue
                 raise translate(exc, self._directory, total(bodies)) from exc
 
-    def _new_key_sync(self) -> str:
+    def _make_way(self, key: str) -> bool:
+        try:
+            return self._leases.make_way(self._path(key))
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+
+    def _new_key_sync(self, ttl: float | None) -> str:
         self._check_open()
         key = self._keys.new()
         try:
-            self._registrations.make(key)
+            self._registrations.make(key, None if ttl is None else deadline(ttl))
         except OSError as exc:
             raise translate(exc, self._directory) from exc
         self._wrote = True
@@ -151,16 +165,20 @@ class FileCalls:
     def _set_sync(self, bodies: list[memoryview], key: str, check: Callable[[], None]) -> None:
         self._check_open()
 
-        def check_again() -> None:
-            check()
-            self._registrations.refuse_set(key)
-
         try:
             self._registrations.refuse_set(key)
-            wrote = self._publisher.publish(file_name(key), bodies, unique=False, check=check_again)
-            if not self._keys.is_mine(key):
-                self._chosen[key] = wrote
-            self._registrations.settle(key, wrote)
+            with self._registrations.setting(key) as hold:
+
+                def check_and_hold() -> int | None:
+                    check()
+                    return hold()
+
+                wrote = self._publisher.publish(
+                    file_name(key), bodies, unique=False, check=check_and_hold
+                )
+                if not self._keys.is_mine(key):
+                    self._chosen[key] = wrote
+                self._registrations.settle(key, wrote)
         except FileExistsError as exc:
             raise taken(key, self._directory) from exc
         except OSError as exc:
@@ -187,19 +205,47 @@ class FileCalls:
         # Also undoes a put whose caller was cancelled, and closed the connector since.
         try:
             self._registrations.remove(key)  # first: from here on no set can succeed
-            os.unlink(self._path(key))
-        except FileNotFoundError:
-            self._chosen.pop(key, None)
-            return self._missing()
+            there = self._leases.unlink(self._path(key), file_name(key))
         except OSError as exc:
             raise translate(exc, self._directory) from exc
         self._chosen.pop(key, None)
-        return True
+        return there or self._missing()
+
+    def _extend_sync(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        self._check_open()
+        try:
+            return [self._extend_one(key, ttl) for key in keys]
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+
+    def _extend_one(self, key: str, ttl: float | None) -> bool:
+        # A set publishes the object before it ends the registration: maybe between these calls.
+        for _ in range(2):
+            extended = self._leases.extend(self._path(key), file_name(key), ttl)
+            if extended is not None:
+                if key in self._chosen:
+                    self._chosen[key] = extended
+                return True
+            if self._registrations.extend(key, ttl):
+                return True
+        return self._missing()
+
+    def _sweep_sync(self) -> Swept:
+        self._check_open()
+        if not os.path.isdir(self._directory.path):
+            raise self._directory.gone()
+        try:
+            temporaries = sweep(self._directory)
+            swept = self._leases.sweep_all()
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+        return swept._replace(temporaries=temporaries)
 
     def _stat_sync(self, key: str) -> os.stat_result | None:
         self._check_open()
         try:
-            return os.lstat(self._path(key))
+            found = os.lstat(self._path(key))
+            return None if has_ended(found) else found
         except FileNotFoundError:
             self._missing()
             return None
@@ -220,6 +266,17 @@ class FileCalls:
             raise ConnectorClosedError(
                 f"{self!r} was closed", hint="make a new FileConnector, or close it later"
             )
+        if not self._begun:
+            self._begun = True
+            sweep_in_background(self._leases)
+
+
+def _until(ttl: float, check: Callable[[], None]) -> Callable[[], int]:
+    def checking() -> int:
+        check()
+        return deadline(ttl)  # counted from when the object is there
+
+    return checking
 
 
 def go_on() -> None:

@@ -17,6 +17,9 @@ UNPUBLISHED = ".unpublished"
 PENDING = ".pending"
 """Name of the sub-directory for the registrations of keys whose object is still to come."""
 
+LEASES = ".leases"
+"""Name of the sub-directory for the index of leases."""
+
 ROOM_BYTES = 1 << 30
 """A default directory should have this much room, in bytes."""
 
@@ -95,6 +98,12 @@ class Directory:
             ) from exc
         if not self.look():
             raise self.gone()
+
+    def share(self, folder: str) -> None:
+        """Lets a new sub-directory be used by those who share the directory."""
+        shared = stat.S_IMODE(os.stat(self.path).st_mode) & 0o2070
+        if shared & 0o070:
+            os.chmod(folder, 0o700 | shared)
 
     def gone(self) -> ConnectorUnavailableError:
         """The error for a directory that is not there."""

@@ -21,6 +21,7 @@ from typing import Literal, overload
 
 from proxyplane._runtime.fork import on_fork
 from proxyplane.connectors._file_dir import UNPUBLISHED, Directory
+from proxyplane.connectors._file_leases import Leases
 from proxyplane.connectors._inline import total
 from proxyplane.exceptions import ConnectorError
 
@@ -85,12 +86,16 @@ _unpublished = _Unpublished()
 class Publisher:
     """Writes files of one directory, each whole or not at all.
 
+    Args:
+        directory: The directory.
+
     Attributes:
         anonymous: Whether the directory takes files without a name (``O_TMPFILE``).
     """
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
+        self._leases = Leases(directory)
         self.anonymous = hasattr(os, "O_TMPFILE")
         self._links = True
 
@@ -101,7 +106,7 @@ class Publisher:
         bodies: list[memoryview],
         *,
         unique: Literal[False],
-        check: Callable[[], None],
+        check: Callable[[], int | None],
     ) -> tuple[int, int]: ...
     @overload
     def publish(
@@ -110,7 +115,7 @@ class Publisher:
         bodies: list[memoryview],
         *,
         unique: Literal[True],
-        check: Callable[[], None],
+        check: Callable[[], int | None],
     ) -> None: ...
 
     def publish(
@@ -119,7 +124,7 @@ class Publisher:
         bodies: list[memoryview],
         *,
         unique: bool,
-        check: Callable[[], None],
+        check: Callable[[], int | None],
     ) -> tuple[int, int] | None:
         """Publishes one file.
 
@@ -127,7 +132,8 @@ class Publisher:
             name: Its name.
             bodies: What to write.
             unique: Whether nobody else can publish under this name.
-            check: Called when all is written; an error from it publishes nothing.
+            check: Called when all is written; an error from it publishes nothing. Returns when the
+                lease of the file ends, as `_file_leases.deadline` says; None for no lease.
 
         Returns:
             What tells this file from a later one of the same name: `identity`. None if the name is
@@ -137,10 +143,9 @@ class Publisher:
             FileExistsError: The name is taken.
             OSError: It could not be written; nothing is left behind.
         """
-        target = f"{self._directory.path}/{name}"
         if self.anonymous:
             try:
-                return self._publish_anonymous(target, bodies, unique, check)
+                return self._publish_anonymous(name, bodies, unique, check)
             except FileExistsError:
                 raise
             except OSError as exc:
@@ -148,48 +153,44 @@ class Publisher:
                 if exc.errno not in _UNSUPPORTED or not os.path.isdir(self._directory.path):
                     raise
                 self.anonymous = False
-        return self._publish_named(target, bodies, unique, check)
+        return self._publish_named(name, bodies, unique, check)
 
     def _publish_anonymous(
-        self, target: str, bodies: list[memoryview], unique: bool, check: Callable[[], None]
+        self,
+        name: str,
+        bodies: list[memoryview],
+        unique: bool,
+        check: Callable[[], int | None],
     ) -> tuple[int, int] | None:
         flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
         fd = os.open(self._directory.path, flags, self._directory.file_mode)
         _unpublished.descriptors.add(fd)
         try:
             self._write(fd, bodies)
-            check()
-            # Without a directory descriptor CPython calls link(), which does not follow the
-            # symbolic link in /proc. The path is absolute, so any descriptor does.
-            os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
+            ends = check()
+            if ends is None:
+                self._link_anonymous(fd, name)
+            else:
+                with self._leases.publishing(fd, name, ends):
+                    self._link_anonymous(fd, name)
             return None if unique else identity(os.fstat(fd))
         finally:
             _unpublished.descriptors.discard(fd)
             os.close(fd)
 
     def _publish_named(
-        self, target: str, bodies: list[memoryview], unique: bool, check: Callable[[], None]
+        self,
+        name: str,
+        bodies: list[memoryview],
+        unique: bool,
+        check: Callable[[], int | None],
     ) -> tuple[int, int] | None:
         fd, temporary = self._open_named()
         try:
             self._write(fd, bodies)
-            check()
-            if self._links:
-                try:
-                    os.link(temporary, target)
-                    return None if unique else identity(os.fstat(fd))
-                except OSError as exc:
-                    if exc.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
-                        raise
-                    self._links = False
-            if not unique:
-                raise ConnectorError(
-                    f"the file system of {self._directory.path} has no hard links, without which "
-                    "a key of your choice, or of a future, cannot be write-once",
-                    hint="let put() make the key, or use a directory on another file system",
-                )
-            os.rename(temporary, target)
-            return None
+            with self._leases.publishing(fd, name, check()):
+                self._link_named(temporary, f"{self._directory.path}/{name}", unique)
+            return None if unique else identity(os.fstat(fd))
         finally:
             try:
                 os.unlink(temporary)
@@ -197,6 +198,29 @@ class Publisher:
                 pass
             _unpublished.descriptors.discard(fd)
             os.close(fd)  # and with it the lock
+
+    def _link_anonymous(self, fd: int, name: str) -> None:
+        # Without a directory descriptor CPython calls link(), which does not follow the
+        # symbolic link in /proc. The path is absolute, so any descriptor does.
+        target = f"{self._directory.path}/{name}"
+        os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
+
+    def _link_named(self, temporary: str, target: str, unique: bool) -> None:
+        if self._links:
+            try:
+                os.link(temporary, target)
+                return
+            except OSError as exc:
+                if exc.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
+                    raise
+                self._links = False
+        if not unique:
+            raise ConnectorError(
+                f"the file system of {self._directory.path} has no hard links, without which "
+                "a key of your choice, or of a future, cannot be write-once",
+                hint="let put() make the key, or use a directory on another file system",
+            )
+        os.rename(temporary, target)
 
     def _open_named(self) -> tuple[int, str]:
         folder = os.path.join(self._directory.path, UNPUBLISHED)
@@ -255,7 +279,7 @@ def _without(left: list[memoryview], written: int) -> list[memoryview]:
 
 
 def identity(found: os.stat_result) -> tuple[int, int]:
-    """Tells a file from a later one of the same name."""
+    """Tells a file from a later one of the same name; see `_file_leases.same_file`."""
     return found.st_ino, found.st_mtime_ns
 
 

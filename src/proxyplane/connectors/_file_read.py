@@ -15,6 +15,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from proxyplane.connectors._file_leases import has_ended
+
 MAP_BYTES = 64 << 10
 """Bodies of at least this many bytes are mapped, smaller ones are read.
 
@@ -44,14 +46,17 @@ def read(path: str, limit: int | None = None) -> bytearray | memoryview:
 
     Raises:
         WouldStallError: It is larger than `limit` and cannot be mapped.
+        FileNotFoundError: There is none, or its lease has ended.
         OSError: It cannot be read.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        size = os.lseek(fd, 0, os.SEEK_END)  # a fifth of the price of fstat
+        found = os.fstat(fd)
+        if has_ended(found):
+            raise FileNotFoundError(errno.ENOENT, "its lease has ended")
+        size = found.st_size
         if size >= MAP_BYTES:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):  # the end of a directory is anywhere
+            if not stat.S_ISREG(found.st_mode):  # a directory has a size too
                 raise OSError(errno.EISDIR, "not a file")
             mapped = maps.map(fd, size)
             if mapped is not None:

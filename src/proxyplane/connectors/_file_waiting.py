@@ -2,20 +2,21 @@
 
 A registration is an empty file in a sub-directory. Whoever sets the key publishes the object, which
 fails if there is one, and then removes the registration: that is the moment from which it is set,
-and what wakes the waiters. A key with neither is gone. Nothing ever sweeps registrations, since
-nobody can know that none waits for them.
+and what wakes the waiters. A key with neither is gone. A registration stays until then, or until
+its lease ends, if it has one; its object has that lease after it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane.connectors._file_dir import PENDING, Directory
-from proxyplane.connectors._file_io import file_name, identity, is_library_key
+from proxyplane.connectors._file_io import file_name, is_library_key
+from proxyplane.connectors._file_leases import Leases, deadline_of, has_ended, lock, same_file
 from proxyplane.connectors._file_watch import Place, place_of, wake_here
 from proxyplane.connectors._waiters import deadline, too_late
 from proxyplane.exceptions import KeyExistsError, ObjectLostError
@@ -26,13 +27,23 @@ _FIRST_LOOK = 1.0
 
 
 class Registrations:
-    """The keys of one directory whose object is still to come."""
+    """The keys of one directory whose object is still to come.
 
-    def __init__(self, directory: Directory) -> None:
+    Args:
+        directory: The directory.
+        leases: The leases in it.
+    """
+
+    def __init__(self, directory: Directory, leases: Leases) -> None:
         self._directory = directory
+        self._leases = leases
 
-    def make(self, key: str) -> None:
+    def make(self, key: str, ends: int | None = None) -> None:
         """Registers a new key.
+
+        Args:
+            key: The key.
+            ends: When its lease ends, as `_file_leases.deadline` says; None for no lease.
 
         Raises:
             OSError: It could not be written.
@@ -40,10 +51,18 @@ class Registrations:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         while True:
             try:
-                os.close(os.open(self._path(key), flags, self._directory.file_mode))
-                return
+                fd = os.open(self._path(key), flags, self._directory.file_mode)
+                break
             except FileNotFoundError:
                 self._make_folder()
+        try:
+            with self._leases.publishing(fd, key, ends):
+                pass
+        except BaseException:
+            self.remove(key)
+            raise
+        finally:
+            os.close(fd)
 
     def refuse_set(self, key: str) -> None:
         """Checks that the key may be set now.
@@ -55,6 +74,41 @@ class Registrations:
         """
         if self.is_set(key):
             raise taken(key, self._directory)
+
+    @contextmanager
+    def setting(self, key: str) -> Iterator[Callable[[], int | None]]:
+        """Gives what is to be called just before the object of a key is published.
+
+        It keeps the lease of the key as it is until the end of the block, returns when that lease
+        ends, and raises what `refuse_set` raises.
+        """
+        held: list[int] = []
+
+        def hold() -> int | None:
+            try:
+                held.append(os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+            except FileNotFoundError:
+                self.refuse_set(key)
+                raise
+            lock(held[0])
+            self.refuse_set(key)
+            return deadline_of(os.fstat(held[0]))
+
+        try:
+            yield hold
+        finally:
+            for fd in held:
+                os.close(fd)
+
+    def extend(self, key: str, ttl: float | None) -> bool:
+        """Gives the registration of a key a new lease; False if there is none.
+
+        Raises:
+            OSError: The file system refuses.
+        """
+        if not is_library_key(key):
+            return False
+        return self._leases.extend(self._path(key), key, ttl) is not None
 
     def is_set(self, key: str) -> bool:
         """Whether the key holds an object; False while it is registered to get one.
@@ -87,9 +141,9 @@ class Registrations:
         # after this set, else before.
         path = self._object(key)
         try:
-            if identity(os.lstat(path)) != wrote:
+            if not same_file(os.lstat(path), wrote):
                 return
-            os.unlink(path)
+            self._leases.unlink(path, file_name(key))
         except FileNotFoundError:
             return
         self._lost(key)
@@ -98,9 +152,7 @@ class Registrations:
         """Ends the registration of a key, which wakes who waits for it; False if there is none."""
         if not is_library_key(key):
             return False
-        try:
-            os.unlink(self._path(key))
-        except FileNotFoundError:
+        if not self._leases.unlink(self._path(key), key):
             return False
         wake_here(self._directory.path, key)
         return True
@@ -125,10 +177,7 @@ class Registrations:
             if not os.path.isdir(folder):
                 raise
             return
-        # A directory that is shared with a group is so with all that is in it.
-        shared = stat.S_IMODE(os.stat(self._directory.path).st_mode) & 0o2070
-        if shared & 0o070:
-            os.chmod(folder, 0o700 | shared)
+        self._directory.share(folder)
 
     def _holds_object(self, key: str) -> bool:
         return _is_there(self._object(key))
@@ -147,8 +196,8 @@ class Registrations:
         raise ObjectLostError(
             f"the key {key!r} holds no object in {path} and is not registered to get one"
             + ("" if os.path.isdir(path) else ", for there is no such directory"),
-            hint="it was evicted, the directory was emptied or is another one, or new_key() did "
-            "not make the key",
+            hint="it was evicted, its lease ended, the directory was emptied or is another one, or "
+            "new_key() did not make the key",
         )
 
 
@@ -218,7 +267,6 @@ def taken(key: str, directory: Directory) -> KeyExistsError:
 
 def _is_there(path: str) -> bool:
     try:
-        os.lstat(path)
+        return not has_ended(os.lstat(path))
     except FileNotFoundError:
         return False
-    return True

@@ -8,7 +8,7 @@ from typing import Any
 
 from proxyplane.abc import Connector
 from proxyplane.connectors._multi_keys import join
-from proxyplane.connectors._multi_parts import Part, tagged
+from proxyplane.connectors._multi_parts import Part, options
 from proxyplane.connectors._multi_tasks import to_the_end
 from proxyplane.exceptions import PartialBatchError, ProxyPlaneError
 
@@ -16,13 +16,16 @@ Groups = Mapping[Part, tuple[Connector, list[list[memoryview]]]]
 Putting = Mapping[Part, asyncio.Task[list[str]]]
 
 
-async def put_all(groups: Groups, tags: Collection[str]) -> dict[Part, list[str]]:
+async def put_all(
+    groups: Groups, tags: Collection[str], ttl: float | None
+) -> dict[Part, list[str]]:
     """Puts in several connectors at once, everything or nothing; gives the inner keys."""
+    chosen = {part: options(connector, tags, ttl) for part, (connector, _) in groups.items()}
     if len(groups) == 1:
         ((part, (connector, batch)),) = groups.items()
-        return {part: await connector.put_batch(batch, **tagged(connector, tags))}
+        return {part: await connector.put_batch(batch, **chosen[part])}
     tasks = {
-        part: asyncio.ensure_future(connector.put_batch(batch, **tagged(connector, tags)))
+        part: asyncio.ensure_future(connector.put_batch(batch, **chosen[part]))
         for part, (connector, batch) in groups.items()
     }
     try:

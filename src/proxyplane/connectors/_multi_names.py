@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 from proxyplane.connectors._inline import total
 from proxyplane.connectors._multi_keys import HERE, Record, join, pointer, read_record, split
-from proxyplane.connectors._multi_parts import Parts, by_part, tagged
+from proxyplane.connectors._multi_parts import Parts, by_part, options
 from proxyplane.connectors._multi_tasks import all_or_raise, to_the_end
 from proxyplane.exceptions import (
     ConnectorError,
@@ -35,24 +35,29 @@ class Names:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
-    async def put(self, bodies: list[memoryview], key: str, tags: Collection[str]) -> None:
+    async def put(
+        self, bodies: list[memoryview], key: str, tags: Collection[str], ttl: float | None
+    ) -> None:
         """Stores an object under a key, unless that is taken."""
         parts = self._parts
         part = parts.choose(total(bodies), tags)
         home = await parts.open(parts.home)
+        lease = options(home, ttl=ttl)
         if part is parts.home and total(bodies) <= INLINE_RECORD_BYTES:
-            await home.put([*bodies, HERE], key=key)
+            await home.put([*bodies, HERE], key=key, **lease)
             return
         # Before the body is moved. A directory that is not there yet holds nothing.
         with contextlib.suppress(ConnectorUnavailableError):
             if await home.exists(key):
                 raise taken(key)
         connector = await parts.open(part)
-        inner = await connector.put(bodies, **tagged(connector, tags))
+        # Its lease ends before that of its record: a key that holds a record may hold nothing, but
+        # nothing is there that no key holds.
+        inner = await connector.put(bodies, **options(connector, tags, ttl))
 
         async def publish() -> None:
             try:
-                await home.put(pointer(join(part.mark, inner)), key=key)
+                await home.put(pointer(join(part.mark, inner)), key=key, **lease)
             except ConnectorLostError:
                 # The record may stand there, or be on its way. An object that nobody finds is the
                 # lesser evil, beside a key that is taken by nothing.
@@ -84,6 +89,27 @@ class Names:
                 )
             records.append(record)
         return records
+
+    async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """Gives records and their objects a new lease; goes on when its caller is cancelled."""
+        return await to_the_end(self._extend(keys, ttl))
+
+    async def _extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        records = await self.look(keys)
+        home = await self._parts.open(self._parts.home)
+        elsewhere = {
+            place: self._parts.require(record.key)
+            for place, record in enumerate(records)
+            if record is not None and record.body is None
+        }
+        held = await home.extend(keys, ttl)
+        for part, some in by_part(elsewhere).items():
+            connector = await self._parts.open(part)
+            for place, there in zip(
+                some, await connector.extend(list(some.values()), ttl), strict=True
+            ):
+                held[place] = held[place] and there
+        return held
 
     async def evict(self, keys: Sequence[str]) -> list[bool]:
         """Removes records with their objects; goes on when its caller is cancelled."""

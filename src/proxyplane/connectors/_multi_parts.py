@@ -127,6 +127,10 @@ class Parts:
         """The connector, if it is made already."""
         return self._made.get(part.name)
 
+    async def open_all(self) -> list[Connector]:
+        """All connectors that this host may use."""
+        return [await self.open(part) for part in self._ranked if part.refused is None]
+
     async def aclose(self, clear: bool) -> None:
         """Closes those that are open; the others cannot be opened any more."""
         self._closed = True
@@ -235,9 +239,20 @@ def by_part(found: Mapping[int, Found]) -> dict[Part, dict[int, str]]:
     return groups
 
 
-def tagged(connector: Connector, tags: Collection[str]) -> dict[str, Any]:
-    """The tags as an argument, for a connector that takes them itself."""
-    return {"tags": tags} if tags and connector.takes_tags else {}
+def options(
+    connector: Connector, tags: Collection[str] = (), ttl: float | None = None
+) -> dict[str, Any]:
+    """Tags, for a connector that takes them itself, and the lease, as arguments.
+
+    Raises:
+        NotImplementedError: There is a lease, and the connector keeps none.
+    """
+    found: dict[str, Any] = {"tags": tags} if tags and connector.takes_tags else {}
+    if ttl is not None:
+        if not connector.takes_ttl:
+            raise NotImplementedError(f"{type(connector).__name__} keeps no leases")
+        found["ttl"] = ttl
+    return found
 
 
 def _tag_set(tags: Collection[str]) -> frozenset[str]:

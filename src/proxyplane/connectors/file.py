@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from proxyplane._runtime.workers import run_in_worker
-from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
+from proxyplane._ttl import require_ttl
+from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey, Swept
 from proxyplane.connectors._file_calls import FileCalls, go_on
 from proxyplane.connectors._file_read import WouldStallError
 from proxyplane.connectors._inline import INLINE_BYTES, Claim, put_in_worker, total, views
@@ -51,6 +52,7 @@ class FileConnector(FileCalls, DeferrableConnector):
 
     scheme: ClassVar[str] = "file"
     takes_keys: ClassVar[bool] = True
+    takes_ttl: ClassVar[bool] = True
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self._open_sync(None if directory is None else os.fspath(directory), make=True)
@@ -92,7 +94,7 @@ class FileConnector(FileCalls, DeferrableConnector):
         """``file://`` and the absolute path of the directory, percent-encoded."""
         return f"{self.scheme}://{quote_from_bytes(os.fsencode(self._directory.path))}"
 
-    async def put(self, frames: Frames, *, key: str | None = None) -> str:
+    async def put(self, frames: Frames, *, key: str | None = None, ttl: float | None = None) -> str:
         """Publishes an object and returns its key.
 
         A cancelled put leaves nothing behind, or the whole object under a key of your choice.
@@ -100,6 +102,7 @@ class FileConnector(FileCalls, DeferrableConnector):
         Args:
             frames: The bytes of the object; together at least one byte.
             key: A key of your choice; by default a new unique one.
+            ttl: Seconds until the object is gone, by the time of day; by default it stays.
 
         Raises:
             KeyExistsError: `key` is taken; what it holds is unchanged.
@@ -110,9 +113,9 @@ class FileConnector(FileCalls, DeferrableConnector):
         """
         bodies = views(frames)
         if total(bodies) <= INLINE_BYTES and not self._directory.remote:
-            return self._put_sync(bodies, key, go_on)
+            return self._put_sync(bodies, key, ttl, go_on)
         return await put_in_worker(
-            lambda claim: self._put_sync(bodies, key, claim.check),
+            lambda claim: self._put_sync(bodies, key, ttl, claim.check),
             self._evict_sync if key is None or type(key) is FreshKey else _keep,
         )
 
@@ -121,13 +124,18 @@ class FileConnector(FileCalls, DeferrableConnector):
         return FreshKey(self._keys.new())
 
     async def put_batch(
-        self, batch: Sequence[Frames], *, keys: Sequence[str] | None = None
+        self,
+        batch: Sequence[Frames],
+        *,
+        keys: Sequence[str] | None = None,
+        ttl: float | None = None,
     ) -> list[str]:
         """Publishes many objects, all of them or none, and returns their keys in order.
 
         Args:
             batch: The objects.
             keys: Their keys, each from `make_key`.
+            ttl: As for `put`.
         """
         objects = [views(frames) for frames in batch]
         made = [None] * len(objects) if keys is None else keys
@@ -136,7 +144,7 @@ class FileConnector(FileCalls, DeferrableConnector):
             keys: list[str] = []
             try:
                 for bodies, key in zip(objects, made, strict=True):
-                    keys.append(self._put_sync(bodies, key, claim.check))
+                    keys.append(self._put_sync(bodies, key, ttl, claim.check))
             except BaseException:
                 undo(keys)
                 raise
@@ -206,10 +214,39 @@ class FileConnector(FileCalls, DeferrableConnector):
             return [await self.evict(key) for key in keys]
         return await run_in_worker(lambda: [self.evict_sync(key) for key in keys])
 
-    async def new_key(self) -> str:
+    async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """Gives objects a new lease; see `Connector.extend`.
+
+        Raises:
+            ConnectorUnavailableError: The directory cannot be written to, or an object in it
+                belongs to another user.
+            ConnectorClosedError: This connector was closed.
+        """
+        if ttl is not None:
+            require_ttl(ttl)
+        keys = list(keys)
+        if self._brief(len(keys)):
+            return self._extend_sync(keys, ttl)
+        return await run_in_worker(self._extend_sync, keys, ttl)
+
+    async def sweep(self) -> Swept:
+        """Removes everything whose lease has ended, and what dead writers left unpublished.
+
+        Every open connector does that in the background too, from time to time.
+
+        Raises:
+            ConnectorUnavailableError: There is no such directory here, or it cannot be written to.
+            ConnectorClosedError: This connector was closed.
+        """
+        return await run_in_worker(self._sweep_sync)
+
+    async def new_key(self, *, ttl: float | None = None) -> str:
         """Registers a key whose object will come later, and returns it.
 
         The registration is an empty file, which stays until the key is set or evicted.
+
+        Args:
+            ttl: Seconds that the registration has, and its object after it; by default it stays.
 
         Raises:
             StoreFullError: The file system, or this user's share of it, is full.
@@ -217,8 +254,8 @@ class FileConnector(FileCalls, DeferrableConnector):
             ConnectorClosedError: This connector was closed.
         """
         if self._directory.remote:
-            return await run_in_worker(self._new_key_sync)
-        return self._new_key_sync()
+            return await run_in_worker(self._new_key_sync, ttl)
+        return self._new_key_sync(ttl)
 
     async def set(self, key: str, frames: Frames) -> None:
         """Publishes the object of a key made by `new_key` and wakes everyone who waits for it.
@@ -275,7 +312,7 @@ class FileConnector(FileCalls, DeferrableConnector):
             ConnectorUnavailableError: The directory cannot be read or written.
         """
         if not self._closed:
-            self._closed = True
+            self._closed = self._leases.idle = True
             self._to_clear = clear
             self._waiting.end()
         if self._to_clear:  # also when an earlier call was cancelled before it came to this

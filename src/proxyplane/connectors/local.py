@@ -8,12 +8,14 @@ import secrets
 import socket
 import weakref
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
+from proxyplane._ttl import require_ttl
 from proxyplane.abc import DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._inline import INLINE_BYTES, Claim, put_in_worker, total, views
 from proxyplane.connectors._keys import KeyMaker
-from proxyplane.connectors._waiters import Waiters, deadline
+from proxyplane.connectors._local_medium import Entry, Lease, Medium, Pending
+from proxyplane.connectors._waiters import deadline
 from proxyplane.exceptions import (
     ConfigError,
     ConnectorClosedError,
@@ -34,36 +36,7 @@ MAP_BYTES = 4 << 20
 STEP_BYTES = 4 << 20
 
 
-class _Entry(NamedTuple):
-    writer: object
-    body: memoryview
-
-
-class _Medium:
-    """The objects; lives for as long as an open connector of this process refers to it.
-
-    Every operation is one atomic call of a dict, so there is no lock that a fork could leave held.
-    """
-
-    def __init__(self, token: str) -> None:
-        self.token = token
-        self.entries: dict[str, _Entry] = {}
-        # The keys whose object is still to come, and who registered them.
-        self.pending: dict[str, object] = {}
-        self.waiters = Waiters()
-
-    def settle(self, key: str) -> bool:
-        """Ends the registration of a key and wakes who waits for it; False if there was none.
-
-        After the object is stored: whoever looks finds one or the other.
-        """
-        if self.pending.pop(key, None) is None:
-            return False
-        self.waiters.wake((key,))
-        return True
-
-
-_media: weakref.WeakValueDictionary[str, _Medium] = weakref.WeakValueDictionary()
+_media: weakref.WeakValueDictionary[str, Medium] = weakref.WeakValueDictionary()
 
 
 class LocalConnector(DeferrableConnector):
@@ -73,6 +46,8 @@ class LocalConnector(DeferrableConnector):
     in the same process shares the objects. In any other process, a forked child included, it can
     be made, but every operation raises `WrongProcessError`.
 
+    Leases are counted by the monotonic clock, which no change of the time of day touches.
+
     The objects live until the last connector on them, in this process, is closed or collected.
     After that the operations of a connector made from the `url` raise `ObjectLostError`.
 
@@ -81,13 +56,14 @@ class LocalConnector(DeferrableConnector):
 
     scheme: ClassVar[str] = "local"
     takes_keys: ClassVar[bool] = True
+    takes_ttl: ClassVar[bool] = True
 
     def __init__(self) -> None:
         token = secrets.token_hex(8)
-        medium = _media[token] = _Medium(token)
+        medium = _media[token] = Medium(token)
         self._setup(socket.gethostname(), os.getpid(), token, medium)
 
-    def _setup(self, host: str, pid: int, token: str, medium: _Medium | None) -> None:
+    def _setup(self, host: str, pid: int, token: str, medium: Medium | None) -> None:
         self._host, self._pid, self._token = host, pid, token
         self._medium = medium
         self._here = host == socket.gethostname()
@@ -128,26 +104,24 @@ class LocalConnector(DeferrableConnector):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
 
-    def put_sync(self, frames: Frames, *, key: str | None = None) -> str:
+    def put_sync(self, frames: Frames, *, key: str | None = None, ttl: float | None = None) -> str:
         """Blocking twin of `put`."""
-        return self._put(views(frames), key, None)
+        return self._put(views(frames), key, _required(ttl), None)
 
     def get_sync(self, key: str, *, size: int | None = None) -> memoryview | None:
         """Blocking twin of `get`."""
-        entry = self._entries().get(key)
+        entry = self._open_medium().find(key)
         return None if entry is None else entry.body
 
     def exists_sync(self, key: str) -> bool:
         """Blocking twin of `exists`."""
-        return key in self._entries()
+        return self._open_medium().find(key) is not None
 
     def evict_sync(self, key: str) -> bool:
         """Blocking twin of `evict`."""
-        medium = self._open_medium()
-        medium.settle(key)
-        return medium.entries.pop(key, None) is not None
+        return self._open_medium().evict(key)
 
-    async def put(self, frames: Frames, *, key: str | None = None) -> str:
+    async def put(self, frames: Frames, *, key: str | None = None, ttl: float | None = None) -> str:
         """Stores one copy of the object and returns its key.
 
         A cancelled put leaves nothing behind.
@@ -155,6 +129,7 @@ class LocalConnector(DeferrableConnector):
         Args:
             frames: The bytes of the object.
             key: A key of your choice; by default a new unique one.
+            ttl: Seconds that it has; by default it stays.
 
         Raises:
             KeyExistsError: `key` is taken.
@@ -163,11 +138,12 @@ class LocalConnector(DeferrableConnector):
             ConnectorClosedError: This connector was closed.
         """
         bodies = views(frames)
+        ttl = _required(ttl)
         if total(bodies) <= INLINE_BYTES:
-            return self._put(bodies, key, None)
-        entries = self._entries()
+            return self._put(bodies, key, ttl, None)
+        entries = self._open_medium().entries
         return await put_in_worker(
-            lambda claim: self._put(bodies, key, claim), lambda name: entries.pop(name, None)
+            lambda claim: self._put(bodies, key, ttl, claim), lambda name: entries.pop(name, None)
         )
 
     def make_key(self, size: int, tags: Collection[str] = ()) -> FreshKey:
@@ -175,17 +151,24 @@ class LocalConnector(DeferrableConnector):
         return FreshKey(self._keys.new())
 
     async def put_batch(
-        self, batch: Sequence[Frames], *, keys: Sequence[str] | None = None
+        self,
+        batch: Sequence[Frames],
+        *,
+        keys: Sequence[str] | None = None,
+        ttl: float | None = None,
     ) -> list[str]:
         """Stores many objects, all of them or none, and returns their keys in order.
 
         Args:
             batch: The objects.
             keys: Their keys, each from `make_key`.
+            ttl: As for `put`.
         """
         objects = [views(frames) for frames in batch]
         made = keys
-        entries = self._entries()
+        ttl = _required(ttl)
+        medium = self._open_medium()
+        entries = medium.entries
 
         def put_all(claim: Claim[list[str]]) -> list[str]:
             # Copied first, published last: nothing can fail in between.
@@ -193,8 +176,12 @@ class LocalConnector(DeferrableConnector):
             claim.check()
             keys = [self._keys.new() for _ in copies] if made is None else list(map(str, made))
             entries.update(
-                (key, _Entry(self._writer, copy)) for key, copy in zip(keys, copies, strict=True)
+                (key, Entry(self._writer, copy, _lease(ttl)))
+                for key, copy in zip(keys, copies, strict=True)
             )
+            if ttl is not None:
+                for key in keys:
+                    medium.note(key)
             return keys
 
         if sum(map(total, objects)) <= INLINE_BYTES:
@@ -227,8 +214,11 @@ class LocalConnector(DeferrableConnector):
         """
         return self.evict_sync(key)
 
-    async def new_key(self) -> str:
+    async def new_key(self, *, ttl: float | None = None) -> str:
         """Registers a key whose object will come later, and returns it.
+
+        Args:
+            ttl: Seconds that the registration has, and its object after it; by default it stays.
 
         Raises:
             WrongProcessError: The memory is that of another process.
@@ -237,8 +227,14 @@ class LocalConnector(DeferrableConnector):
         """
         medium = self._open_medium()
         key = self._keys.new()
-        medium.pending[key] = self._writer
+        medium.register(key, self._writer, _required(ttl))
         return key
+
+    async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """Gives objects a new lease; see `Connector.extend`. Raises what `get` raises."""
+        medium = self._open_medium()
+        ttl = _required(ttl)
+        return [medium.extend(key, ttl) for key in keys]
 
     async def set(self, key: str, frames: Frames) -> None:
         """Stores the object of a key made by `new_key` and wakes everyone who waits for it.
@@ -296,19 +292,25 @@ class LocalConnector(DeferrableConnector):
                 # Someone may have evicted it and put their own under the same key since.
                 if entry.writer is self._writer:
                     medium.entries.pop(key, None)
-            for key, writer in list(medium.pending.items()):
-                if writer is self._writer:
+            for key, pending in list(medium.pending.items()):
+                if pending.writer is self._writer:
                     medium.settle(key)
 
-    def _put(self, bodies: list[memoryview], key: str | None, claim: Claim[str] | None) -> str:
+    def _put(
+        self,
+        bodies: list[memoryview],
+        key: str | None,
+        ttl: float | None,
+        claim: Claim[str] | None,
+    ) -> str:
         medium = self._open_medium()
-        if key is not None and key in medium.entries:
+        if key is not None and medium.find(key) is not None:
             raise _taken(key)  # before the copy
-        entry = _Entry(self._writer, _copy(bodies))
+        body = _copy(bodies)
         if claim is not None:
             claim.check()
         name = self._keys.new() if key is None else str(key)
-        if medium.entries.setdefault(name, entry) is not entry:
+        if not medium.add(name, Entry(self._writer, body, _lease(ttl))):
             raise _taken(name)
         if key is not None:
             medium.settle(key)  # a put under a key that was registered is as good as its set
@@ -317,10 +319,11 @@ class LocalConnector(DeferrableConnector):
     def _set(self, bodies: list[memoryview], key: str, claim: Claim[None]) -> None:
         medium = self._open_medium()
         self._refuse_set(key)  # before the copy
-        entry = _Entry(self._writer, _copy(bodies))
+        body = _copy(bodies)
         claim.check()
-        self._refuse_set(key)
-        if medium.entries.setdefault(key, entry) is not entry:
+        pending = self._refuse_set(key)
+        entry = Entry(self._writer, body, pending.lease)
+        if not medium.add(key, entry):
             raise _taken(key)
         # Exactly one set ends the registration. It can be gone only if the key was evicted since
         # the check. If that took this object, then it was after this set, else before.
@@ -328,25 +331,27 @@ class LocalConnector(DeferrableConnector):
             medium.entries.pop(key, None)
             raise _lost(key)
 
-    def _refuse_set(self, key: str) -> None:
+    def _refuse_set(self, key: str) -> Pending:
         medium = self._open_medium()
-        if key not in medium.pending:
-            raise _taken(key) if key in medium.entries else _lost(key)
+        pending = medium.registered(key)
+        if pending is None:
+            raise _taken(key) if medium.find(key) is not None else _lost(key)
+        return pending
 
     def _is_set(self, key: str) -> bool:
         medium = self._open_medium()
         # In this order: a set stores the object before it ends the registration.
-        pending = key in medium.pending
-        if key in medium.entries:
+        pending = medium.registered(key)
+        if medium.find(key) is not None:
             return True
-        if not pending:
+        if pending is None:
             raise _lost(key)
         return False
 
-    def _entries(self) -> dict[str, _Entry]:
+    def _entries(self) -> dict[str, Entry]:
         return self._open_medium().entries
 
-    def _open_medium(self) -> _Medium:
+    def _open_medium(self) -> Medium:
         if self._pid != os.getpid() or not self._here:
             raise WrongProcessError(
                 f"the objects of {self.url} are in the memory of process {self._pid} on host "
@@ -367,10 +372,18 @@ class LocalConnector(DeferrableConnector):
         return self._medium
 
 
+def _required(ttl: float | None) -> float | None:
+    return None if ttl is None else require_ttl(ttl)
+
+
+def _lease(ttl: float | None) -> Lease | None:
+    return None if ttl is None else Lease(ttl)
+
+
 def _lost(key: str) -> ObjectLostError:
     return ObjectLostError(
-        f"the key {key!r} holds no object and is not registered to get one: it was evicted, or "
-        "new_key() did not make it",
+        f"the key {key!r} holds no object and is not registered to get one: it was evicted, its "
+        "lease ended, or new_key() did not make it",
         hint="keep a future's key until all who wait for it have their object",
     )
 

@@ -6,13 +6,21 @@ from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from proxyplane._policies import MULTI, Described, Policy, read_multi_url, read_table, table
-from proxyplane.abc import Buffer, Connector, DeferrableConnector, Frames, FreshKey
+from proxyplane.abc import (
+    Buffer,
+    Connector,
+    DeferrableConnector,
+    Frames,
+    FreshKey,
+    SupportsSweep,
+    Swept,
+)
 from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors._multi_batch import evict_all, put_all
 from proxyplane.connectors._multi_keys import join
 from proxyplane.connectors._multi_names import Names, taken
-from proxyplane.connectors._multi_parts import Found, Part, Parts, by_part, tagged
+from proxyplane.connectors._multi_parts import Found, Part, Parts, by_part, options
 from proxyplane.connectors._multi_tasks import all_or_raise
 from proxyplane.exceptions import ConfigError, KeyExistsError, ObjectLostError
 
@@ -49,6 +57,7 @@ class MultiConnector(DeferrableConnector):
 
     scheme: ClassVar[str] = MULTI
     takes_tags: ClassVar[bool] = True
+    takes_ttl: ClassVar[bool] = True
 
     def __init__(
         self, connectors: Mapping[str, Connector | str | tuple[Connector | str, Policy]]
@@ -137,7 +146,12 @@ class MultiConnector(DeferrableConnector):
         return FreshKey(join(part.mark, made))
 
     async def put(
-        self, frames: Frames, *, key: str | None = None, tags: Collection[str] = ()
+        self,
+        frames: Frames,
+        *,
+        key: str | None = None,
+        tags: Collection[str] = (),
+        ttl: float | None = None,
     ) -> str:
         """Stores one object in the first connector that takes it, and returns its key.
 
@@ -145,8 +159,10 @@ class MultiConnector(DeferrableConnector):
             frames: The bytes of the object.
             key: A key of your choice; by default a new unique one.
             tags: Tags of the object.
+            ttl: Seconds until it is gone; by default it stays.
 
         Raises:
+            NotImplementedError: There is a `ttl`, and the connector keeps no leases.
             NoConnectorError: No connector takes it; the message says why for each.
             KeyExistsError: `key` is taken.
             ConnectorError: What the connector raises.
@@ -156,15 +172,15 @@ class MultiConnector(DeferrableConnector):
         if key is None:
             part = self._parts.choose(total(bodies), tags)
             connector = await self._parts.open(part)
-            return join(part.mark, await connector.put(bodies, **tagged(connector, tags)))
+            return join(part.mark, await connector.put(bodies, **options(connector, tags, ttl)))
         found = self._parts.find(key)
         if found is None:
-            await self._names.put(bodies, key, tags)
+            await self._names.put(bodies, key, tags, ttl)
             return key
         # One that was made here, now or before: it says where.
         connector = await self._parts.open(found[0])
         fresh = type(key) is FreshKey
-        more = tagged(connector, tags) if fresh else {}
+        more = options(connector, tags if fresh else (), ttl)
         try:
             await connector.put(bodies, key=FreshKey(found[1]) if fresh else found[1], **more)
         except KeyExistsError as error:
@@ -227,12 +243,15 @@ class MultiConnector(DeferrableConnector):
 
     # -- many objects ---------------------------------------------------------------------------
 
-    async def put_batch(self, batch: Sequence[Frames], *, tags: Collection[str] = ()) -> list[str]:
+    async def put_batch(
+        self, batch: Sequence[Frames], *, tags: Collection[str] = (), ttl: float | None = None
+    ) -> list[str]:
         """Stores many objects, all or none, in all connectors at once; returns the keys in order.
 
         Args:
             batch: The bytes of each object.
             tags: Tags of all of them.
+            ttl: As for `put`.
 
         Raises:
             NoConnectorError: No connector takes one of them; nothing was stored.
@@ -252,7 +271,7 @@ class MultiConnector(DeferrableConnector):
             for part, some in places.items()
         }
         keys: dict[int, str] = {}
-        for part, inner in (await put_all(groups, tags)).items():
+        for part, inner in (await put_all(groups, tags, ttl)).items():
             keys.update(zip(places[part], (join(part.mark, one) for one in inner), strict=True))
         return [keys[place] for place in range(len(objects))]
 
@@ -301,16 +320,55 @@ class MultiConnector(DeferrableConnector):
         there = await evict_all(calls)
         return [there[place] for place in range(len(keys))]
 
+    async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """Gives objects a new lease, in all connectors at once; see `Connector.extend`.
+
+        Raises:
+            NotImplementedError: A connector keeps no leases.
+            ConnectorError: What a connector raises; the leases of others may have changed.
+        """
+        self._parts.check_open()
+        found, chosen = self._parts.find_all(keys)
+        held = [False] * len(keys)
+
+        async def extend(extending: Coroutine[Any, Any, list[bool]], places: list[int]) -> None:
+            for place, there in zip(places, await extending, strict=True):
+                held[place] = there
+
+        calls = [
+            ((await self._parts.open(part)).extend(list(some.values()), ttl), list(some))
+            for part, some in by_part(found).items()
+        ]
+        if chosen:
+            calls.append((self._names.extend([keys[place] for place in chosen], ttl), chosen))
+        await all_or_raise([extend(*call) for call in calls])
+        return held
+
+    async def sweep(self) -> Swept:
+        """Sweeps those of the connectors that need it; see `SupportsSweep`."""
+        swept = [
+            await one.sweep()
+            for one in await self._parts.open_all()
+            if isinstance(one, SupportsSweep)
+        ]
+        return Swept(
+            objects=sum(one.objects for one in swept),
+            size=sum(one.size for one in swept),
+            registrations=sum(one.registrations for one in swept),
+            temporaries=sum(one.temporaries for one in swept),
+        )
+
     # -- objects that come later ----------------------------------------------------------------
 
-    async def new_key(self, *, tags: Collection[str] = ()) -> str:
+    async def new_key(self, *, tags: Collection[str] = (), ttl: float | None = None) -> str:
         """Registers a key whose object will come later, and returns it.
 
         Args:
             tags: Tags of the object.
+            ttl: Seconds that the registration has, and its object after it; by default it stays.
 
         Raises:
-            NotImplementedError: None of the connectors can defer.
+            NotImplementedError: None of the connectors can defer, or the one keeps no leases.
             NoConnectorError: None of those that can takes it; the message says why for each.
             ConnectorError: What the connector raises.
         """
@@ -318,7 +376,7 @@ class MultiConnector(DeferrableConnector):
         part = await self._parts.choose_deferrable(tags)
         connector = await self._parts.open(part)
         assert isinstance(connector, DeferrableConnector)
-        return join(part.mark, await connector.new_key(**tagged(connector, tags)))
+        return join(part.mark, await connector.new_key(**options(connector, tags, ttl)))
 
     async def set(self, key: str, frames: Frames) -> None:
         """Stores the object of a key made by `new_key`, in the connector that was chosen then.

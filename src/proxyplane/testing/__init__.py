@@ -12,7 +12,15 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"proxyplane.testing.{name}"
-        for name in ("_buffers", "_cancelling", "_deferring", "_lifecycle", "_objects", "_races")
+        for name in (
+            "_buffers",
+            "_cancelling",
+            "_deferring",
+            "_leases",
+            "_lifecycle",
+            "_objects",
+            "_races",
+        )
     ),
     "proxyplane.testing.stateful",
 )

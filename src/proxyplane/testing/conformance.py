@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from proxyplane.testing._cancelling import CancellationTests
 from proxyplane.testing._deferring import DeferrableTests
+from proxyplane.testing._leases import LeaseTests
 from proxyplane.testing._lifecycle import (
     CloseTests,
     StoreTests,
@@ -20,6 +21,7 @@ __all__ = ["ConnectorTests"]
 class ConnectorTests(
     # pytest runs them from the last to the first.
     StoreTests,
+    LeaseTests,
     DeferrableTests,
     SyncTests,
     TroubleTests,
@@ -52,5 +54,6 @@ class ConnectorTests(
 
     The class must be registered under the scheme of its URLs, by an entry point or by
     `proxyplane.register_connector`. Connectors with the shortcut of `SupportsSync`, and those that
-    are a `DeferrableConnector`, are tested for that as well.
+    are a `DeferrableConnector`, or whose medium keeps leases (`takes_ttl`), are tested for that as
+    well.
     """

@@ -32,8 +32,12 @@ class Wrapper(Connector):
 
     def __new__(cls, connector: Connector, *args: Any, **kwargs: Any) -> Any:
         """Makes one that is as deferrable as the connector inside."""
+        bases: tuple[type, ...] = (cls,)
         if isinstance(connector, DeferrableConnector) and not issubclass(cls, DeferrableConnector):
-            cls = type(cls.__name__, (cls, _Deferring), {"__module__": cls.__module__})
+            bases = (cls, _Deferring)
+        members = {"__module__": cls.__module__, "takes_ttl": connector.takes_ttl}
+        if len(bases) > 1 or connector.takes_ttl != cls.takes_ttl:
+            cls = type(cls.__name__, bases, members)
         return super().__new__(cls)
 
     def __init__(self, connector: Connector) -> None:
@@ -69,9 +73,9 @@ class Wrapper(Connector):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner!r})"
 
-    async def put(self, frames: Frames, *, key: str | None = None) -> str:
+    async def put(self, frames: Frames, *, key: str | None = None, **options: Any) -> str:
         """As the connector inside."""
-        return str(await self.call("put", frames, key=key))
+        return str(await self.call("put", frames, key=key, **options))
 
     async def get(self, key: str, *, size: int | None = None) -> Buffer | None:
         """As the connector inside."""
@@ -92,9 +96,9 @@ class Wrapper(Connector):
         """As the connector inside."""
         await self.call("aclose", clear=clear)
 
-    async def put_batch(self, batch: Sequence[Frames]) -> list[str]:
+    async def put_batch(self, batch: Sequence[Frames], **options: Any) -> list[str]:
         """As the connector inside."""
-        keys: list[str] = await self.call("put_batch", batch)
+        keys: list[str] = await self.call("put_batch", batch, **options)
         return keys
 
     async def get_batch(
@@ -109,14 +113,19 @@ class Wrapper(Connector):
         there: list[bool] = await self.call("evict_batch", keys)
         return there
 
+    async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """As the connector inside."""
+        held: list[bool] = await self.call("extend", keys, ttl)
+        return held
+
 
 class _Deferring(DeferrableConnector):
     """What a wrapper of a deferrable connector has besides; mixed in by `Wrapper.__new__`."""
 
     call: Any
 
-    async def new_key(self) -> str:
-        return str(await self.call("new_key"))
+    async def new_key(self, **options: Any) -> str:
+        return str(await self.call("new_key", **options))
 
     async def set(self, key: str, frames: Frames) -> None:
         await self.call("set", key, frames)

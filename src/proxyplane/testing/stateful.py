@@ -31,6 +31,10 @@ __all__ = ["ConnectorMachine", "StoreMachine", "run_machine"]
 Do = Callable[..., Any]
 """Performs an operation, given its name and arguments, and returns its result."""
 
+LONG = 600.0
+LEASES = (None, 300.0, LONG)
+"""Seconds; longer than any example takes."""
+
 # The examples of one test share a medium, so that each needs chosen keys of its own.
 _numbers = itertools.count()
 
@@ -221,6 +225,20 @@ class ConnectorMachine(_Machine):
         self.do(way, "set", key, frames)
         self.do(way + 1, "wait", key, 30)
         return self.remember(key, frames)
+
+    @precondition(lambda self: self._connectors[0].takes_ttl)
+    @rule(target=_Machine.keys, way=_Machine.way, frames=_frames)
+    def put_with_lease(self, way: int, frames: list[bytes]) -> str:
+        """Puts for longer than the example takes."""
+        return self.remember(self.do(way, "put", frames, ttl=LONG), frames)
+
+    @precondition(lambda self: self._connectors[0].takes_ttl)
+    @rule(way=_Machine.way, some=st.lists(_Machine.keys, max_size=4), ttl=st.sampled_from(LEASES))
+    def extend(self, way: int, some: list[str], ttl: float | None) -> None:
+        """Gives some a lease, or another, or none; some of them may be gone."""
+        assert self.do(way, "extend", ["absent", *some], ttl) == [
+            key in self.model for key in ["absent", *some]
+        ]
 
     @rule(first=_Machine.keys, second=_Machine.keys, frames=_frames, way=_Machine.way)
     def at_once(self, first: str, second: str, frames: list[bytes], way: int) -> None:

@@ -7,15 +7,16 @@ import ssl
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from proxyplane._runtime.io_thread import on_io_thread
 from proxyplane.abc import Buffer
-from proxyplane.connectors.redis import behind, parts
+from proxyplane.connectors.redis import behind, leases, parts
 from proxyplane.connectors.redis.later import (
     SETTING_REPLIES,
     Setting,
     look_up,
+    px,
     record_name,
     setting,
     what_was_set,
@@ -29,7 +30,7 @@ from proxyplane.connectors.redis.parts import (
     what_was_evicted,
 )
 from proxyplane.connectors.redis.pool import Pool
-from proxyplane.connectors.redis.resp import SMALL, command
+from proxyplane.connectors.redis.resp import SMALL, Reply, command
 from proxyplane.connectors.redis.transfer import (
     FIRST,
     MORE,
@@ -38,6 +39,7 @@ from proxyplane.connectors.redis.transfer import (
     Touched,
     find_made,
     first_window,
+    pipeline,
     read_large,
     read_limit,
     read_many,
@@ -50,6 +52,8 @@ from proxyplane.connectors.redis.waiting import Waiters
 from proxyplane.connectors.redis.wire import Slot, Wire
 from proxyplane.exceptions import ObjectTooLargeError
 
+_FEW: Final = 16  # commands that may go together on the shared connection
+_NUMBERS_AHEAD: Final = 512  # replies that are numbers, or no longer than a record
 _EVICT_TOGETHER: Final = 250  # keys in one transaction, on the shared connection
 
 
@@ -121,9 +125,9 @@ class Client:
         async with self.pool.wire() as wire:
             return await write_together(wire, batch)
 
-    async def register(self, name: bytes) -> None:
-        """Registers a key whose object will come later."""
-        await self.pool.request(command("SET", record_name(name), b""))
+    async def register(self, name: bytes, lease: int | None) -> None:
+        """Registers a key whose object will come later, for so many milliseconds or for ever."""
+        await self.pool.request(command("SET", record_name(name), b"", *px(lease)))
 
     async def store_registered(self, name: bytes, body: Body) -> Setting:
         """Stores the object of a registered key."""
@@ -224,6 +228,17 @@ class Client:
             _, rest = what_was_evicted(group, replies)
             if rest:
                 self.pool.forget(command("UNLINK", *rest))
+
+    async def extend(self, keys: Sequence[tuple[bytes, bool]], lease: int | None) -> list[bool]:
+        """Gives objects a new lease; see `leases.extend`."""
+        return await leases.extend(self._replies, keys, lease)
+
+    async def _replies(self, commands: Sequence[tuple[Any, ...]]) -> list[Reply]:
+        if len(commands) <= _FEW:
+            data = b"".join(command(*words) for words in commands)
+            return await self.pool.requests(data, len(commands))
+        async with self.pool.wire() as wire:
+            return await pipeline(wire, commands, ahead=_NUMBERS_AHEAD, convert=lambda one: one)
 
     async def look_up(self, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
         """For each registered key whether its object is there, and whether its record is."""

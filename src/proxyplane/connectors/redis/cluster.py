@@ -30,9 +30,10 @@ from typing import Any, Final, TypeVar, cast
 from redis import exceptions as redis_errors
 
 from proxyplane.abc import Buffer
+from proxyplane.connectors.redis import leases
 from proxyplane.connectors.redis.client import Client
 from proxyplane.connectors.redis.errors import CHANGING, is_passing, map_errors
-from proxyplane.connectors.redis.later import WAS_EVICTED, Setting, record_name
+from proxyplane.connectors.redis.later import WAS_EVICTED, Setting, px, record_name
 from proxyplane.connectors.redis.node import ASKING, asked_first, each, read_asked
 from proxyplane.connectors.redis.parts import (
     RECORD_SIZE,
@@ -151,9 +152,9 @@ class ClusterClient:
         """Whether there is an object."""
         return bool(await self._reply("EXISTS", name))
 
-    async def register(self, name: bytes) -> None:
-        """Registers a key whose object will come later."""
-        await self._reply("SET", record_name(name), b"")
+    async def register(self, name: bytes, lease: int | None) -> None:
+        """Registers a key whose object will come later, for so many milliseconds or for ever."""
+        await self._reply("SET", record_name(name), b"", *px(lease))
 
     async def store_registered(self, name: bytes, body: Body) -> Setting:
         """Stores the object of a registered key; waits while its slot is being moved."""
@@ -291,6 +292,10 @@ class ClusterClient:
         there, left = what_was_evicted(keys, await self._replies(commands))
         await self.count([("UNLINK", part) for part in left])
         return there
+
+    async def extend(self, keys: Sequence[tuple[bytes, bool]], lease: int | None) -> list[bool]:
+        """Gives objects a new lease; see `leases.extend`."""
+        return await leases.extend(self._replies, keys, lease)
 
     async def count(self, commands: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Sends commands whose replies are numbers, and tells of each whether it is not zero.

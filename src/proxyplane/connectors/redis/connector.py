@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.per_loop import PerLoop
+from proxyplane._ttl import milliseconds
 from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors.redis.client import Client
@@ -38,11 +39,14 @@ class RedisConnector(DeferrableConnector):
 
     Objects above 512 MiB, the most that a server takes as one string, are kept in parts beside it.
 
+    A lease is the time to live of a key. Futures need Redis 6.0 or newer.
+
     The server's user needs the commands GETRANGE, STRLEN, SET, EXISTS, UNLINK, WATCH, MULTI, EXEC
-    and DISCARD on ``<namespace>:*``, SCAN for ``aclose(clear=True)``, and INFO if the connector is
-    to know the server's memory limit. For objects in parts it also needs PEXPIRE and PERSIST, and
-    the keys ``{<namespace>:*`` (the parts). For futures it also needs RENAMENX, PUBLISH, SUBSCRIBE
-    and UNSUBSCRIBE, the same keys (their records), and the channels ``<namespace>:*``.
+    and DISCARD on ``<namespace>:*``, SCAN for ``aclose(clear=True)``, PEXPIRE and PERSIST to extend
+    leases, and INFO if the connector is to know the server's memory limit. For objects in parts it
+    also needs PEXPIRE, PERSIST and PTTL, and the keys ``{<namespace>:*`` (the parts). For futures
+    it also needs RENAMENX, PUBLISH, SUBSCRIBE and UNSUBSCRIBE, the same keys (their records), and
+    the channels ``<namespace>:*``.
 
     Connections, for each event loop that uses it, made when they are needed: one for all small
     operations together, up to `max_connections` for large objects and for batches, each with one
@@ -82,6 +86,7 @@ class RedisConnector(DeferrableConnector):
 
     scheme: ClassVar[str] = "redis"
     takes_keys: ClassVar[bool] = True
+    takes_ttl: ClassVar[bool] = True
     schemes: ClassVar[tuple[str, ...]] = SCHEMES
 
     def __init__(
@@ -148,8 +153,13 @@ class RedisConnector(DeferrableConnector):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).from_url, (self._url,)
 
-    async def put(self, frames: Frames, *, key: str | None = None) -> str:
+    async def put(self, frames: Frames, *, key: str | None = None, ttl: float | None = None) -> str:
         """Stores one object; see `Connector.put`.
+
+        Args:
+            frames: The bytes of the object.
+            key: A key of your choice; by default a new unique one.
+            ttl: Seconds until the object is gone, by the server's clock; by default it stays.
 
         Raises:
             ConnectorLostError: For a key of yours: the connection broke, and the object may or may
@@ -157,7 +167,7 @@ class RedisConnector(DeferrableConnector):
             ObjectTooLargeError: It is larger than all the memory that the server may use
                 (maxmemory). Nothing was sent.
         """
-        with Body(frames) as body:
+        with Body(frames, ttl) as body:
             if key is not None and type(key) is not FreshKey:
                 if not await (await self._client()).store(self._name(key), body):
                     raise self._taken(key)
@@ -201,7 +211,11 @@ class RedisConnector(DeferrableConnector):
         return FreshKey(self._keys.new())
 
     async def put_batch(
-        self, batch: Sequence[Frames], *, keys: Sequence[str] | None = None
+        self,
+        batch: Sequence[Frames],
+        *,
+        keys: Sequence[str] | None = None,
+        ttl: float | None = None,
     ) -> list[str]:
         """Stores many objects, all or none, and returns their keys in order.
 
@@ -209,7 +223,7 @@ class RedisConnector(DeferrableConnector):
         what the earlier ones stored is evicted again.
         """
         with contextlib.ExitStack() as stack:
-            bodies = [stack.enter_context(Body(frames)) for frames in batch]
+            bodies = [stack.enter_context(Body(frames, ttl)) for frames in batch]
             made = [None] * len(bodies) if keys is None else keys
             named = [(self._new_key(key), body) for key, body in zip(made, bodies, strict=True)]
             begun: list[str] = []
@@ -262,11 +276,21 @@ class RedisConnector(DeferrableConnector):
         self._user_keys.difference_update(keys)
         return there
 
-    async def new_key(self) -> str:
-        """Registers a key whose object will come later, and returns it."""
+    async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """Gives objects a new lease, in two pipelines; see `Connector.extend`."""
+        lease = None if ttl is None else milliseconds(ttl)
+        names = [(self._name(key), comes_later(key)) for key in keys]
+        return await self._twice(lambda client: client.extend(names, lease))
+
+    async def new_key(self, *, ttl: float | None = None) -> str:
+        """Registers a key whose object will come later, and returns it.
+
+        Args:
+            ttl: Seconds that the registration has, and its object after it; by default it stays.
+        """
         key = for_later(self._new_key())
-        name = self._name(key)
-        await self._twice(lambda client: client.register(name))
+        name, lease = self._name(key), None if ttl is None else milliseconds(ttl)
+        await self._twice(lambda client: client.register(name, lease))
         return key
 
     async def set(self, key: str, frames: Frames) -> None:

@@ -2,7 +2,7 @@
 
 A key is registered by a record, an empty string beside it. There is always either a record or an
 object: to set the object takes the record away in the same transaction. So a key with neither was
-evicted, or the server lost its data.
+evicted, or its lease ended, or the server lost its data.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ def record_name(name: bytes) -> bytes:
     return b"{%b}later" % name
 
 
+def px(lease: int | None) -> tuple[str | int, ...]:
+    """The words of SET for a lease of so many milliseconds; none for no lease."""
+    return () if lease is None else ("PX", lease)
+
+
 Setting = Literal["set", "taken", "gone"]
 """What comes of setting: nothing is changed unless it was set, although a message went out."""
 
@@ -65,7 +70,8 @@ def setting(name: bytes, body: Body) -> list[Piece]:
     record = record_name(name)
     after = _AFTER_SET % (len(record), record, len(name), name, *(len(name), name) * 2)
     # The last word goes with the rest: a caller who is cancelled while sending never sends it.
-    return [MULTI, *body.set_command(record, b"XX"), after]
+    # The lease of the record stays, and becomes that of the object.
+    return [MULTI, *body.set_command(record, b"XX", b"KEEPTTL"), after]
 
 
 def what_was_set(replies: Sequence[Reply]) -> Setting:

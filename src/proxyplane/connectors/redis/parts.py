@@ -112,6 +112,11 @@ def in_parts(body: Body) -> bool:
     return layout_of(b"".join(body.views)) is not None
 
 
+def life_of_parts(lease: int | None) -> int | None:
+    """How long the parts of an object live that has so many milliseconds, or for ever."""
+    return None if lease is None else lease + int(STAGED_SECONDS * 1000)
+
+
 class Reader(Protocol):
     """Reads from one server, or from a cluster."""
 
@@ -289,7 +294,7 @@ class Upload:
     async def publish(self) -> bool:
         """Makes the object visible unless its key is taken; returns whether it was not."""
         with Body([self._layout.encode()]) as record:
-            pieces = [*record.set_command(self._name), EXEC]
+            pieces = [*record.set_command(self._name, *self._body.options), EXEC]
             results = await self._publish([self._name], lambda there: not there[0], pieces, 1)
         return isinstance(results[-1], bytes) and self._published
 
@@ -310,7 +315,7 @@ class Upload:
         pieces: Sequence[Piece],
         count: int,
     ) -> list[Reply]:
-        """Lets the parts stay, in one transaction with `pieces`.
+        """Lets the parts stay, or live as long as the object, in one transaction with `pieces`.
 
         Args:
             keys: What must not change meanwhile, beside the parts.
@@ -324,17 +329,18 @@ class Upload:
         assert self._renewing is not None
         self._renewing.cancel()  # it would touch what is watched
         wire, names = self._wire, self._names
-        stay = [command("PERSIST", name) for name in names]
         for _ in range(_TRIES):
             wire.midway = True
             await wire.ask(
                 *(("PEXPIRE", name, int(STAGED_SECONDS * 1000)) for name in names),
                 ("WATCH", *keys, *names),
+                ("PTTL", keys[0]),
                 *(("EXISTS", key) for key in keys),
             )
-            replies, refusal = await wire.read_few(len(names) + 1 + len(keys))
+            replies, refusal = await wire.read_few(len(names) + 2 + len(keys))
             if refusal is not None:
                 raise refusal
+            stay = self._staying(replies[len(names) + 1])
             there = [bool(reply) for reply in replies[-len(keys) :]]
             if not may(there):
                 return there
@@ -363,6 +369,21 @@ class Upload:
         raise ConnectorError(
             "the key of a large object was changed each time while it was being stored"
         )
+
+    def _staying(self, registered: int) -> list[bytes]:
+        """The commands that let the parts live as long as the object.
+
+        Args:
+            registered: How long what is under its first key has, in milliseconds; below 0 if there
+                is no such thing, or for ever.
+        """
+        lease = self._body.lease
+        if lease is None and registered >= 0:
+            lease = registered  # of a registered key: the object has its lease
+        life = life_of_parts(lease)
+        if life is None:
+            return [command("PERSIST", name) for name in self._names]
+        return [command("PEXPIRE", name, life) for name in self._names]
 
     async def _renew(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from redis import exceptions as redis_errors
 
+from proxyplane._ttl import milliseconds
 from proxyplane.abc import Buffer, Frames
 from proxyplane.connectors.redis.pool import Pool
 from proxyplane.connectors.redis.resp import Piece, command, new_buffer
@@ -61,9 +62,20 @@ class Touched(NamedTuple):
 
 
 class Body:
-    """The frames of one object, as flat views that are released at the end of the block."""
+    """The frames of one object, as flat views that are released at the end of the block.
 
-    def __init__(self, frames: Frames) -> None:
+    Args:
+        frames: The frames.
+        ttl: Seconds that the object has; None for ever.
+
+    Attributes:
+        lease: The same in milliseconds.
+        options: Of the command that stores it.
+    """
+
+    def __init__(self, frames: Frames, ttl: float | None = None) -> None:
+        self.lease = None if ttl is None else milliseconds(ttl)
+        self.options = (b"NX",) if self.lease is None else (b"NX", b"PX", b"%d" % self.lease)
         self.views = [memoryview(frame).cast("B") for frame in frames]
         self.size = sum(view.nbytes for view in self.views)
         if not self.size:
@@ -81,10 +93,17 @@ class Body:
         for view in self.views:
             view.release()
 
-    def set_command(self, name: bytes, condition: bytes = b"NX") -> list[Piece]:
-        """``SET name <body> NX``, or ``XX``, not joined."""
-        head = b"*4\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(name), name, self.size)
-        return [head, *self.views, b"\r\n$2\r\n%b\r\n" % condition]
+    def set_command(self, name: bytes, *options: bytes) -> list[Piece]:
+        """``SET name <body> NX``, with the lease if there is one, or with `options`; not joined."""
+        options = options or self.options
+        head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (
+            3 + len(options),
+            len(name),
+            name,
+            self.size,
+        )
+        tail = b"".join([b"\r\n$%d\r\n%b" % (len(option), option) for option in options])
+        return [head, *self.views, tail + b"\r\n"]
 
     def set_for_a_while(self, name: bytes, milliseconds: int) -> list[Piece]:
         """``SET name <body> PX milliseconds``, not joined."""
@@ -353,7 +372,7 @@ async def read_limit(pool: Pool, where: str) -> int:
     info = dict(line.split(":", 1) for line in text.decode().split("\r\n") if ":" in line)
     limit = int(info.get("maxmemory", 0))
     policy = info.get("maxmemory_policy", "")
-    # Under volatile-* only keys with a time to live are dropped, and ours have none.
+    # Under volatile-* only objects with a lease are dropped: before it ends, but none else.
     if limit and policy.startswith("allkeys"):
         warnings.warn(
             f"Redis at {where} silently drops objects when its memory is full "

@@ -329,7 +329,8 @@ def lost_error(key: str, options: RedisOptions) -> ObjectLostError:
     """The error of whoever sets or waits for a key that the server does not know."""
     return ObjectLostError(
         f"Redis at {options.where} knows no key {key!r}, neither set nor still to be set",
-        hint="it was evicted, the server was restarted empty, or this is another server",
+        hint="it was evicted, its lease ended, the server was restarted empty, or this is another "
+        "server",
     )
 
 
