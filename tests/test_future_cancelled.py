@@ -58,7 +58,7 @@ LARGE = list(range(300_000))  # encoded on a worker
 
 async def nothing_left(medium, store, tasks):
     """Returns when nobody waits any more and nothing runs."""
-    await until(lambda: asyncio.all_tasks() <= tasks or medium.name == "redis")
+    await until(lambda: asyncio.all_tasks() <= tasks or medium.name in ("redis", "cluster"))
     await until(lambda: medium.waiters(store.connector) == 0)
 
 

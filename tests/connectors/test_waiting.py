@@ -75,7 +75,7 @@ async def test_wakes_other_threads_and_loops(medium, connector, another, size):
 
 async def test_a_put_is_a_set(medium, connector, another):
     """Who puts an object under a registered key wakes its waiters, and ends the registration."""
-    if medium.name == "redis":
+    if medium.name in ("redis", "cluster"):
         pytest.skip("a put under a key of a future's does not wake there")
     key = await connector.new_key()
     task = await waiting(medium, connector, key)
@@ -256,6 +256,7 @@ async def test_close_ends_the_waits_of_loops_that_end(medium, connector, another
         await another.evict(key)
         await medium.rest()
 
+    await medium.warm(another)
     await close_under_loops()  # what is made once in a process is made
     before = medium.held()
     for _ in range(5):
@@ -288,7 +289,10 @@ async def test_clear(medium, connector, another):
     task = await waiting(medium, connector, mine[0])
     await connector.set(mine[1], [b"x"])
     await another.aclose(clear=True)
-    if medium.name == "redis":  # which finds what it registered by a scan, and tells nobody
+    if medium.name in (
+        "redis",
+        "cluster",
+    ):  # which finds what it registered by a scan, and tells nobody
         task.cancel()
         for key in mine:
             with pytest.raises(ObjectLostError):
@@ -303,7 +307,7 @@ async def test_clear(medium, connector, another):
 @defended_or_not
 def test_a_loop_closed_under_a_waiter(medium, monkeypatch, defended):
     """A loop that is closed while somebody waits on it is forgotten, and disturbs nobody."""
-    if medium.name == "redis":
+    if medium.name in ("redis", "cluster"):
         pytest.skip("its connections cannot be closed without their loop, and complain")
     connector = medium.connector()
     key = asyncio.run(connector.new_key())

@@ -16,6 +16,7 @@ from proxyplane.connectors.local import LocalConnector
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.connectors.redis import waiting as redis_waiting
 from proxyplane.connectors.redis.client import Client
+from proxyplane.connectors.redis.cluster import ClusterClient
 from support.servers import admin, connections
 from support.waiting import (
     drop_watches,
@@ -58,6 +59,9 @@ class Medium:
 
     async def settled(self) -> None:
         """Returns when whoever is to be told of what was done has been told."""
+
+    async def warm(self, connector) -> None:
+        """Lets a connector make what it keeps."""
 
     async def rest(self) -> None:
         """Returns when nothing is kept for those who may wait again."""
@@ -169,6 +173,38 @@ class RedisMedium(Medium):
         return {**super().held(), "connections": connections(self.client)}
 
 
+class ClusterMedium(RedisMedium):
+    name = "cluster"
+
+    def __init__(self, url, cluster) -> None:
+        self.url = url
+        self.clients = cluster.clients
+
+    def waiting_for(self, connector, key):
+        # The subscription is at any node.
+        name = connector._name(key)
+        return sum(client.pubsub_numsub(name)[0][1] for client in self.clients)
+
+    def blind(self, monkeypatch, connector):
+        async def look_up(client, names):
+            return [(False, True)] * len(names)
+
+        monkeypatch.setattr(ClusterClient, "look_up", look_up)
+
+    async def warm(self, connector):
+        # To each node, where these keys are by thirds: all of its kinds of connections.
+        keys = [await connector.new_key() for _ in range(60)]
+        assert await connector.evict_batch(keys) == [False] * len(keys)
+
+    async def rest(self):
+        for client in self.clients:
+            await until(lambda client=client: not client.client_list(_type="pubsub"))
+
+    def held(self):
+        held = sum(connections(client) for client in self.clients)
+        return {**Medium.held(self), "connections": held}
+
+
 def _count(waiters, key) -> int:
     return sum(
         len({waiter.owner for waiter in list(table.get(key, ()))})
@@ -202,18 +238,22 @@ def _medium(request):
         else:
             patch.setattr(redis_waiting, "BACKSTOP_SECONDS", NEVER)
             patch.setattr(redis_waiting, "IDLE_SECONDS", 0.01)
-            client = stack.enter_context(admin(request.getfixturevalue("redis_server")))
-            yield RedisMedium(request.getfixturevalue("redis_url"), client)
+            if request.param == "cluster":
+                cluster = request.getfixturevalue("redis_cluster")
+                yield ClusterMedium(request.getfixturevalue("cluster_url"), cluster)
+            else:
+                client = stack.enter_context(admin(request.getfixturevalue("redis_server")))
+                yield RedisMedium(request.getfixturevalue("redis_url"), client)
 
 
-@pytest.fixture(params=["local", "file", "redis"])
+@pytest.fixture(params=["local", "file", "redis", "cluster"])
 def medium(request):
     """Each medium on which one can wait."""
     with _medium(request) as medium:
         yield medium
 
 
-@pytest.fixture(params=["file", "redis"])
+@pytest.fixture(params=["file", "redis", "cluster"])
 def crossing(request):
     """Each of those that reach other processes."""
     with _medium(request) as medium:

@@ -62,7 +62,7 @@ class Cluster:
     def _start(self, stack: contextlib.ExitStack) -> EmbeddedServer:
         for _ in range(5):
             # By default it is 10,000 above the other, which may be no port, or somebody's.
-            args = ["--cluster-enabled", "yes", "--cluster-port", str(_free_port())]
+            args = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
             node = make_server(args=[*args, *self._args])
             with contextlib.suppress(ConnectorUnavailableError):
                 return stack.enter_context(node)
@@ -146,7 +146,8 @@ def _bus_port(node: EmbeddedServer) -> int:
     return int(node._args[node._args.index("--cluster-port") + 1])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]

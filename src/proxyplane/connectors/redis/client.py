@@ -138,8 +138,8 @@ class Client:
                 Upload(self.pool, wire, name, body) as upload,
             ):
                 await upload.send()
-                return await upload.publish_registered()
-        pieces = setting(name, body)
+                return await upload.publish_registered(cluster=self._options.cluster)
+        pieces = setting(name, body, cluster=self._options.cluster)
         if body.size <= SMALL:
             return what_was_set(await self.pool.requests(b"".join(pieces), SETTING_REPLIES))
         async with self.pool.wire() as wire:

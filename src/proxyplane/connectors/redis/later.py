@@ -17,13 +17,13 @@ from proxyplane.connectors.redis.transfer import MULTI, Body
 # What is published to the channel of a key.
 WAS_SET = b"set"
 WAS_EVICTED = b"evicted"
+WAS_TRIED = b"tried"  # to set it, without knowing at that moment whether it is set
 
-_AFTER_SET: Final = (
-    b"*3\r\n$8\r\nRENAMENX\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-    b"*2\r\n$6\r\nEXISTS\r\n$%d\r\n%b\r\n"
-    b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$3\r\nset\r\n"
-    b"*1\r\n$4\r\nEXEC\r\n"
+_RENAME: Final = (
+    b"*3\r\n$8\r\nRENAMENX\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n*2\r\n$6\r\nEXISTS\r\n$%d\r\n%b\r\n"
 )
+_PUBLISH: Final = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+_EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
 
 
 def for_later(key: str) -> str:
@@ -60,15 +60,22 @@ Setting = Literal["set", "taken", "gone"]
 SETTING_REPLIES: Final = 6
 
 
-def setting(name: bytes, body: Body) -> list[Piece]:
+def setting(name: bytes, body: Body, *, cluster: bool = False) -> list[Piece]:
     """Stores the object of a registered key and wakes its waiters, in one transaction.
 
     The object is written over the record, if there is one, and the record renamed to the key. So
     one of two setters finds a record and the other none, and it takes one trip, where to watch the
     record first would take two.
+
+    In a cluster the message goes behind the transaction, and says less. Within it, it would keep
+    the node from looking whether it has the keys: Valkey 9.1 executes a transaction with a PUBLISH
+    though they are at the node that gets their slot, and finds them missing.
     """
     record = record_name(name)
-    after = _AFTER_SET % (len(record), record, len(name), name, *(len(name), name) * 2)
+    rename = _RENAME % (len(record), record, *(len(name), name) * 2)
+    what = WAS_TRIED if cluster else WAS_SET
+    publish = _PUBLISH % (len(name), name, len(what), what)
+    after = rename + (_EXEC + publish if cluster else publish + _EXEC)
     # The last word goes with the rest: a caller who is cancelled while sending never sends it.
     # The lease of the record stays, and becomes that of the object.
     return [MULTI, *body.set_command(record, b"XX", b"KEEPTTL"), after]
@@ -80,7 +87,8 @@ def what_was_set(replies: Sequence[Reply]) -> Setting:
     Returns:
         ``"taken"`` if the key has an object, ``"gone"`` if it has neither object nor record.
     """
-    _, renamed, there, _ = replies[-1]
+    (results,) = (reply for reply in replies if isinstance(reply, list))
+    _, renamed, there = results[:3]
     if renamed == 1:
         return "set"
     return "taken" if there else "gone"

@@ -298,15 +298,17 @@ class Upload:
             results = await self._publish([self._name], lambda there: not there[0], pieces, 1)
         return isinstance(results[-1], bytes) and self._published
 
-    async def publish_registered(self) -> Setting:
+    async def publish_registered(self, *, cluster: bool = False) -> Setting:
         """Makes it visible as the object of a registered key; see `later.setting`."""
         keys = [record_name(self._name), self._name]
+        behind = 1 if cluster else 0  # where the message is
+        count = 4 - behind
         with Body([self._layout.encode()]) as record:
-            pieces = setting(self._name, record)[1:]
-            results = await self._publish(keys, lambda there: there[0], pieces, 4)
+            pieces = setting(self._name, record, cluster=cluster)[1:]
+            results = await self._publish(keys, lambda there: there[0], pieces, count, behind)
         if not self._published:
             return "taken" if results[1] else "gone"
-        return what_was_set([results[-4:]])
+        return what_was_set([results[-count:]])
 
     async def _publish(
         self,
@@ -314,14 +316,16 @@ class Upload:
         may: Callable[[Sequence[bool]], bool],
         pieces: Sequence[Piece],
         count: int,
+        behind: int = 0,
     ) -> list[Reply]:
         """Lets the parts stay, or live as long as the object, in one transaction with `pieces`.
 
         Args:
             keys: What must not change meanwhile, beside the parts.
             may: Whether to do it, given which of the keys are there.
-            pieces: The rest of the transaction, to its end.
-            count: How many commands that is.
+            pieces: The rest of the transaction, to its end or further.
+            count: How many commands of it that is.
+            behind: How many follow it.
 
         Returns:
             The replies to the commands; or, if it may not be done, which of the keys are there.
@@ -347,13 +351,14 @@ class Upload:
             if not all(replies[: len(names)]):
                 raise self._dropped()
             self._asked = True
-            await wire.send([MULTI, *stay, *pieces], len(stay) + count + 2)
+            total = len(stay) + count + 2 + behind
+            await wire.send([MULTI, *stay, *pieces], total)
             wire.midway = False
-            replies, refusal = await wire.read_few(len(stay) + count + 2)
+            replies, refusal = await wire.read_few(total)
             self._asked = False
             if refusal is not None:
                 raise refusal
-            results = replies[-1]
+            results = replies[-1 - behind]
             if results is None:
                 continue  # something was touched
             for result in results:
