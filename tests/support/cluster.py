@@ -69,9 +69,29 @@ class Cluster:
         raise RuntimeError("no node of a cluster can be started")
 
     def settle(self) -> None:
-        """Returns when every node knows all nodes and that all slots are served."""
+        """Returns when every node knows all nodes and that all slots are served, and hears them."""
         for client in self.clients:
             _until(lambda client=client: self._is_whole(client))
+        for client in self.clients:
+            self._hear_all(client)
+
+    def _hear_all(self, client: Redis) -> None:
+        """Returns when a node has passed on a message of each node.
+
+        What is published before their connections are made is lost.
+        """
+        with client.pubsub(ignore_subscribe_messages=True) as listening:
+            listening.subscribe("who is there")
+            silent = {*range(NODES)}
+
+            def all_heard() -> bool:
+                for i in silent:
+                    self.clients[i].publish("who is there", i)
+                while message := listening.get_message(timeout=0.05):
+                    silent.discard(int(message["data"]))
+                return not silent
+
+            _until(all_heard)
 
     def _is_whole(self, client: Redis) -> bool:
         info = client.execute_command("CLUSTER INFO")
