@@ -414,12 +414,16 @@ class ClusterClient:
         return found
 
     async def _look_up(self, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
-        # As long as there is a record there is no object. It is asked for first: when it is found
-        # missing, the object is there or gone for good.
-        registered = await self.count([("EXISTS", record_name(name)) for name in names])
-        left = [("EXISTS", name) for name, is_ in zip(names, registered, strict=True) if not is_]
-        there = iter(await self.count(left) if left else ())
-        return [(False, True) if is_ else (next(there), False) for is_ in registered]
+        # The record first: when it is found missing, the object is there or gone for good.
+        both = [("EXISTS", one) for name in names for one in (record_name(name), name)]
+        replies = await self.count(both)
+        found = list(zip(replies[1::2], replies[::2], strict=True))
+        # Of what was redirected the one may have been asked for long before the other.
+        for i, name in enumerate(names):
+            if found[i] == (False, False):
+                registered = await self._reply("EXISTS", record_name(name))
+                found[i] = (bool(await self._reply("EXISTS", name)), bool(registered))
+        return found
 
     @contextlib.asynccontextmanager
     async def extra(self) -> AsyncIterator[Wire]:
