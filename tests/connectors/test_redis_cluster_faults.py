@@ -196,6 +196,12 @@ async def test_a_slot_between_two_nodes(cluster, connector, slot):
             await connector.put([b"another"], key=key)
     assert None is await connector.get("{tag}absent")
     assert not await connector.exists("{tag}absent")
+    leased = await connector.extend([*bodies, "{tag}absent"], LONG)
+    assert [True] * 40 + [False] == leased
+    assert [True] * 40 == await connector.extend([*bodies], None)
+    assert "{tag}brief" == await connector.put([b"x"], key="{tag}brief", ttl=0.01)
+    await asyncio.sleep(0.05)
+    assert None is await connector.get("{tag}brief")
     mixed = [*bodies, *elsewhere, "{tag}absent"]
     found = await connector.get_batch(mixed)
     assert [*bodies.values(), *[b"elsewhere"] * 20, None] == found
