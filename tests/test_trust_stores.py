@@ -130,6 +130,24 @@ async def test_swapped_objects_are_refused(connector):
         assert "signature" == await refused(pp.aresolve(store.proxy_from_key(target)))
 
 
+@pytest.mark.parametrize("obj", ["small", np.arange(50_000)], ids=["small", "large"])
+async def test_chosen_keys(connector, obj):
+    """An object under a key of the user's is signed for that, and for no other."""
+    async with signing(connector) as store:
+        await store.put(obj, key="mine")
+        await store.put("theirs", key="yours")
+        assert repr(obj) == repr(await store.get("mine"))
+        await swapped(connector, "mine", "yours")
+        assert "signature" == await refused(store.get("yours"))
+        made = await store.put("another")
+        await connector.evict("mine")
+        await connector.put([bytes(await connector.get(made))], key="mine")
+        assert "signature" == await refused(store.get("mine"))
+        await connector.evict("mine")
+        await connector.put(encode("forged"), key="mine")
+        assert "unsigned" == await refused(store.get("mine"))
+
+
 async def test_unsigned_objects_are_refused(connector, tmp_path):
     """What anybody else wrote is refused before it is loaded: no file appears."""
     path = tmp_path / "evil"
