@@ -6,21 +6,13 @@ import http.client
 import json
 import os
 import re
-import socket
 import stat
 
 import pytest
 
 from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.exceptions import ConnectorUnavailableError
-from support.endpoints import path_of
-
-
-def free_port():
-    """A port of the loopback interface that nobody uses."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+from support.endpoints import free_port, path_of
 
 
 def test_the_socket_is_its_owners(site):

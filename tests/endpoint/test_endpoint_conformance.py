@@ -1,4 +1,4 @@
-"""The endpoint connector passes the public suite, over the endpoint of this machine."""
+"""The endpoint connector passes the public suite, over its own endpoint and over a peer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from plugins.endpoints import here
 from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.testing import ConnectorTests
-from support.endpoints import path_of
+from support.endpoints import free_port, introduce, path_of
 
 
 class Endpoint(ConnectorTests):
@@ -42,3 +43,21 @@ class TestEndpoint(Endpoint):
         else:
             self.site = request.getfixturevalue("site")
         return EndpointConnector()
+
+
+class TestPeer(Endpoint):
+    """All objects are at a peer of the endpoint that this process talks to."""
+
+    @pytest.fixture
+    def connector(self, request, monkeypatch):
+        if request.node.name == "test_a_broken_medium_is_a_connector_error":
+            make = request.getfixturevalue("make_site")
+            pair = [make(name, listen=f"127.0.0.1:{free_port()}") for name in ("here", "there")]
+            introduce(*pair)
+            for one in pair:
+                one.start()
+            here(monkeypatch, pair[0])
+            self.site = pair[1]
+        else:
+            _, self.site = request.getfixturevalue("sites")
+        return EndpointConnector(f"endpoint://{self.site.id}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.endpoints import Site
+from support.endpoints import Site, free_port, introduce
 
 
 @pytest.fixture(scope="session")
@@ -33,20 +33,47 @@ def shared_site(short_path):
 def site(shared_site, monkeypatch):
     """The shared endpoint, empty; this process is one of its site."""
     shared_site.clear()
-    monkeypatch.setenv("PROXYPLANE_ENDPOINTS", str(shared_site.directory))
-    monkeypatch.setenv("PROXYPLANE_ENDPOINT", shared_site.name)
+    here(monkeypatch, shared_site)
     return shared_site
 
 
+@pytest.fixture(scope="session")
+def shared_sites(short_path):
+    """Two endpoints for the whole run, which are peers of each other; never stop them."""
+    sites = [Site(short_path, name) for name in ("near", "far")]
+    for site in sites:
+        site.configure(listen=f"127.0.0.1:{free_port()}")
+    introduce(*sites)
+    for site in sites:
+        site.start()
+    yield sites
+    assert [site.end() for site in sites] == [0, 0]
+
+
 @pytest.fixture
-def make_site(tmp_path_factory, monkeypatch):
+def sites(shared_sites, monkeypatch):
+    """These two endpoints, empty; this process is one of the site of the first."""
+    for site in shared_sites:
+        site.clear()
+    here(monkeypatch, shared_sites[0])
+    return shared_sites
+
+
+def here(monkeypatch, site):
+    """Makes this process one of a site."""
+    monkeypatch.setenv("PROXYPLANE_ENDPOINTS", str(site.directory))
+    monkeypatch.setenv("PROXYPLANE_ENDPOINT", site.name)
+
+
+@pytest.fixture
+def make_site():
     """Makes sites for this test alone, that it may stop and kill; they are not started."""
     base = Path(tempfile.mkdtemp(prefix="pp-"))
     made = []
 
-    def make(name, *words, network=""):
+    def make(name, *words, network="", listen=""):
         site = Site(base, name, network)
-        site.configure(*words)
+        site.configure(*words, listen=listen)
         made.append(site)
         return site
 

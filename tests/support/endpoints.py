@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
+from proxyplane import cli
 from proxyplane.connectors.endpoint.keys import quote_key
 
 SECONDS = 50
@@ -31,6 +37,7 @@ class Site:
         self.directory = directory / name
         self.network = network
         self.id = ""
+        self.listen = ""
         self.process: subprocess.Popen | None = None
 
     @property
@@ -61,9 +68,22 @@ class Site:
             raise AssertionError(f"{words}: {done.returncode}\n{done.stderr.decode()}")
         return done
 
-    def configure(self, *words: str) -> str:
+    def configure(self, *words: str, listen: str = "") -> str:
         """Makes or changes the endpoint; returns its id."""
-        self.id = self.run("configure", self.name, *words).stdout.decode().strip()
+        if listen:
+            self.listen = listen
+            words = (*words, "--listen", listen)
+        # In this process: a test may make many, and the package for certificates loads slowly.
+        said = io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(said),
+            ThreadPoolExecutor(1) as thread,  # where no loop runs that it could block
+        ):
+            patch.setenv("PROXYPLANE_ENDPOINTS", str(self.directory))
+            code = thread.submit(cli.main, ["endpoint", "configure", self.name, *words]).result()
+        assert code == 0
+        self.id = said.getvalue().strip()
         return self.id
 
     def start(self) -> None:
@@ -122,6 +142,22 @@ class Site:
         """Evicts everything."""
         body = json.dumps({"prefix": ""}).encode()
         assert self.ask("POST", "/v1/clear", body)[0] == 200
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def introduce(*sites: Site) -> None:
+    """Makes each of some sites, which listen, a peer of all the others."""
+    for one in sites:
+        peers = [
+            f"--peer={other.name}={other.id}@{other.listen}" for other in sites if other != one
+        ]
+        one.configure(*peers)
 
 
 class _UnixConnection(http.client.HTTPConnection):

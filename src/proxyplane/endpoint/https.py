@@ -2,9 +2,12 @@
 
 Who answers is known by the fingerprint of the certificate, which is compared before anything is
 said. Who comes is known in the same way, but OpenSSL admits only certificates that it has been
-given. So a link begins with an introduction: a connection without a certificate, on which nothing
-but one's own certificate can be handed in. It is kept if its fingerprint is on the list, and
-admitted from then on. It proves nothing; the handshake with it does.
+given. So there is an introduction: a connection without a certificate, on which nothing but one's
+own certificate can be handed in. It is kept if its fingerprint is on the list, and admitted from
+then on. It proves nothing; the handshake with it does.
+
+A refused certificate is heard of only when one reads (TLS 1.3), so each connection is tried with a
+small request before it is used for others; if that fails, an introduction is made.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
@@ -22,7 +26,7 @@ from proxyplane.connectors.endpoint.channel import Channel, NotSentError
 from proxyplane.connectors.endpoint.keys import id_of
 from proxyplane.connectors.endpoint.problems import error_of
 from proxyplane.connectors.endpoint.watch import SILENCE_SECONDS, Watch
-from proxyplane.connectors.endpoint.wire import Connection, ProtocolError
+from proxyplane.connectors.endpoint.wire import Connection, Head, ProtocolError
 from proxyplane.endpoint.http import make_server
 from proxyplane.endpoint.identity import certificate_of, client_context, server_context
 from proxyplane.endpoint.peers import Peers
@@ -82,6 +86,8 @@ class HttpsTransport:
                 return await self._introduce(request)
             if not caller.name:
                 return problem("not-allowed", "a certificate is needed for this")
+            if request.path == _HELLO:
+                return Reply(204)
             return await handler(caller, request)
 
         host, port = parse_address(self._address)
@@ -141,21 +147,29 @@ class _HttpsLink:
         self._plain = plain
         self._mutual = mutual
         self._loop = asyncio.get_running_loop()
-        self._introduction: asyncio.Task[None] | None = None
+        self._introductions = 0
+        self._introducing = asyncio.Lock()
         self._channel = Channel(self._connect, limit=_CONNECTIONS)
         self.watch = Watch(self._channel, on_lost=self._on_lost)
-        self._heard = 0.0
+        self._heard = self._lost = 0.0
 
     @property
     def up(self) -> bool:
-        """Whether something was heard of the peer within the last seconds."""
-        heard = max(self._channel.last_heard, self._heard)
-        return bool(heard) and self._loop.time() - heard < SILENCE_SECONDS
+        """Whether something was heard of the peer lately, and since it was lost."""
+        return self._silence() < SILENCE_SECONDS and self._last_heard() > self._lost
+
+    def _last_heard(self) -> float:
+        return max(self._channel.last_heard, self._heard)
+
+    def _silence(self) -> float:
+        return self._loop.time() - (self._last_heard() or -math.inf)
 
     def _on_lost(self, error: BaseException) -> None:
         """The stream was lost: so is the rest, unless something else was heard."""
-        if self._channel.last_heard and not self.up:
+        if self._lost <= self._last_heard():
             log.warning("lost the peer %s: %s", self._peer.name, error)
+            self._lost = self._loop.time()
+        if self._silence() >= SILENCE_SECONDS:
             self._channel.abort(ConnectionError(f"nothing was heard for {SILENCE_SECONDS:g} s"))
 
     @contextlib.asynccontextmanager
@@ -199,15 +213,37 @@ class _HttpsLink:
     async def _connect(self) -> Connection:
         if not self._peer.address:
             raise ConnectionError("it has no address here; only it can come to us")
-        if self._introduction is None:
-            self._introduction = self._loop.create_task(self._introduce())
+        introductions = self._introductions
+        connection = await self._dial(self._mutual)
+        if await self._try(connection):
+            return connection
+        # It does not know us, or not any more: it was restarted.
+        async with self._introducing:
+            if introductions == self._introductions:
+                await self._introduce()
+                self._introductions += 1
+        connection = await self._dial(self._mutual)
+        if await self._try(connection):
+            return connection
+        raise ConnectionError("it took the introduction, and refuses the certificate")
+
+    async def _try(self, connection: Connection) -> bool:
+        """Whether the peer admits this connection."""
         try:
-            await asyncio.shield(self._introduction)
-            return await self._dial(self._mutual)
+            answer = await connection.request(
+                f"GET {_HELLO} HTTP/1.1\r\nHost: peer\r\n\r\n".encode()
+            )
+            text = await connection.read_rest()
+        except (OSError, ProtocolError):
+            connection.abort()
+            return False
         except BaseException:
-            # The peer may have been restarted, and have forgotten.
-            self._introduction = None
+            connection.abort()
             raise
+        if answer.status != 204:
+            connection.abort()
+            raise self._refused(answer, text)
+        return True
 
     async def _introduce(self) -> None:
         connection = await self._dial(self._plain)
@@ -217,12 +253,17 @@ class _HttpsLink:
                 f"{head}{len(self._certificate)}\r\n\r\n".encode(), [memoryview(self._certificate)]
             )
             text = await connection.read_rest()
+        except ProtocolError as error:
+            raise ConnectionError(str(error)) from error
         finally:
             connection.abort()
         if answer.status != 204:
-            raise error_of(answer.fields, text) or NotAllowedError(
-                f"the endpoint {self._peer.name!r} answered {answer.status} to the introduction"
-            )
+            raise self._refused(answer, text)
+
+    def _refused(self, answer: Head, text: bytes) -> ConnectorError:
+        return error_of(answer.fields, text) or NotAllowedError(
+            f"the endpoint {self._peer.name!r} answered {answer.status} to the introduction"
+        )
 
     async def _dial(self, context: ssl.SSLContext) -> Connection:
         host, port = parse_address(self._peer.address)
@@ -247,8 +288,5 @@ class _HttpsLink:
 
     async def aclose(self) -> None:
         """Ends it."""
-        if self._introduction is not None:
-            self._introduction.cancel()
-            await asyncio.wait([self._introduction])
         await self.watch.aclose(ConnectorClosedError("the endpoint is stopping"))
         await self._channel.aclose()

@@ -18,7 +18,12 @@ from proxyplane.connectors.endpoint.watch import PING_SECONDS, Watcher
 from proxyplane.endpoint.peers import Peers
 from proxyplane.endpoint.replies import problem_of
 from proxyplane.endpoint.transport import Caller
-from proxyplane.exceptions import ConnectorError, NotAllowedError, ProxyPlaneError
+from proxyplane.exceptions import (
+    ConnectorError,
+    ConnectorUnavailableError,
+    NotAllowedError,
+    ProxyPlaneError,
+)
 
 __all__ = ["Sessions"]
 
@@ -104,6 +109,7 @@ class Sessions:
         session = self._sessions.get(token)
         if session is None or session.caller.name != caller.name:
             return False
+        session.caller = caller  # who may do otherwise now than when the stream began
         for name in drop:
             leave = session.waiting.pop(name, None)
             if leave is not None:
@@ -126,7 +132,9 @@ class Sessions:
         else:
             peer = self._peers.find(endpoint) if caller.local else None
             if peer is None:
-                error = ConnectorError(f"this endpoint does not have {endpoint[:16]}... as a peer")
+                error = ConnectorUnavailableError(
+                    f"this endpoint does not have {endpoint[:16]}... as a peer"
+                )
                 _refuse(session, name, error)
                 return
             watch = self._peers.link(peer).watch

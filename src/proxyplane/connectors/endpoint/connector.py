@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -27,7 +26,9 @@ from proxyplane.exceptions import (
     ConfigError,
     ConnectorClosedError,
     ConnectorLostError,
+    ConnectorUnavailableError,
     KeyExistsError,
+    NotAllowedError,
     ObjectLostError,
     ObjectTooLargeError,
     ProxyPlaneError,
@@ -274,7 +275,11 @@ class EndpointConnector(DeferrableConnector):
         key = self._new_key(0)
 
         async def register(client: Client) -> None:
-            await client.call(f"/v1/later/{quote_key(key)}", self.endpoint, {})
+            try:
+                await client.call(f"/v1/later/{quote_key(key)}", self.endpoint, {})
+            except asyncio.CancelledError:
+                client.undo([key], self.endpoint)
+                raise
 
         await self._twice(register, taken_is_mine=True)
         return key
@@ -310,10 +315,14 @@ class EndpointConnector(DeferrableConnector):
         endpoint = self._at(_short_enough(key))
         since = asyncio.get_running_loop().time()
         if timeout is not None and timeout < _LOOK_SECONDS:
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     if await self._is_there(client, key, endpoint):
                         return
+            except NotAllowedError:
+                raise
+            except (ConnectorUnavailableError, ConnectorLostError, TimeoutError):
+                pass  # it may be over in time
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         watcher = client.watch.add(endpoint, key, future.set_result)
         try:

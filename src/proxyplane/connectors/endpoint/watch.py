@@ -19,7 +19,12 @@ from typing import Final, Literal
 from proxyplane.connectors.endpoint.channel import Answer, Channel, NotSentError
 from proxyplane.connectors.endpoint.problems import HEADER, PASSING, error_of
 from proxyplane.connectors.endpoint.wire import ProtocolError
-from proxyplane.exceptions import ConnectorError, ConnectorUnavailableError, ProxyPlaneError
+from proxyplane.exceptions import (
+    ConnectorError,
+    ConnectorUnavailableError,
+    NotAllowedError,
+    ProxyPlaneError,
+)
 
 __all__ = ["SILENCE_SECONDS", "Heard", "Watch", "Watcher"]
 
@@ -134,11 +139,14 @@ class Watch:
                         sending.cancel()
                         await asyncio.wait([sending])
                     return  # nobody has waited for a while
+            except NotAllowedError as error:  # no patience mends it
+                self._fail_all(error)
+                return
             except _PASSING_ERRORS as error:
                 self.trouble = error
                 if self._on_lost is not None:
                     self._on_lost(error)
-            except ProxyPlaneError as error:  # no patience mends it
+            except ProxyPlaneError as error:
                 self._fail_all(error)
                 return
             await asyncio.sleep(pause)
