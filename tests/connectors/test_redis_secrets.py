@@ -11,7 +11,15 @@ import traceback
 
 import pytest
 
-from proxyplane import RedisConnector, Store, StoreConfig
+from proxyplane import (
+    RedisConnector,
+    Store,
+    StoreConfig,
+    StoreFactory,
+    adrop,
+    get_factory,
+    get_key,
+)
 from proxyplane.config import register_secret
 from proxyplane.exceptions import ConfigError, ConnectorUnavailableError
 
@@ -103,6 +111,35 @@ async def test_nothing_shows_it(guarded, named, caplog, monkeypatch):
     asyncio.get_running_loop().set_debug(False)
     texts.append(caplog.text)
     assert [] == [text for text in texts if SECRET in text]
+
+
+async def test_nothing_pickles_it(guarded, named):
+    """What travels, and what is stored, holds neither the password nor the signing key."""
+    named(SECRET)
+    signing = {"password_env": "env", "password_file": "file", "password_from": "call"}
+    ((option, where),) = named.option.items()
+    connector = RedisConnector(guarded.url, namespace="pickles", **named.option)
+    async with Store("travels", connector, signing_key=f"{signing[option]}:{where}") as store:
+        future = await store.future()
+        await future.aset_exception(LookupError("no"))
+        proxy = await store.proxy([1], populate_target=False)
+        owner = await store.owned_proxy([2], populate_target=False)
+        config = store.config()
+        travel = [
+            proxy,
+            future,
+            future.proxy(),
+            config,
+            connector,
+            StoreFactory,
+            get_factory(proxy),
+        ]
+        data = [pickle.dumps(one) for one in (*travel, owner)]
+        data += [bytes(await connector.get(key)) for key in (get_key(proxy), future._key)]
+        data += [config.to_url().encode(), config.to_toml().encode()]
+        assert [] == [one for one in data if SECRET.encode() in one]
+        assert all(where.encode() in pickle.dumps(one) for one in (proxy, future, config))
+        await adrop(pickle.loads(data[len(travel)]))
 
 
 async def test_the_test_would_see_it(guarded):
