@@ -34,6 +34,7 @@ LAYERS = [
         "_runtime.fork",
         "_runtime.io_thread",
         "_runtime.per_loop",
+        "_runtime.progress",
         "_runtime.workers",
     ],
     ["_secrets", "_policies", "_toml", "_urls", "_registry", "config", "cache"],
@@ -45,6 +46,7 @@ LAYERS = [
         "_gather",
         "_observing",
         "_operations",
+        "_progress",
         "_resolving",
         "_slots",
         "_stored",
@@ -97,6 +99,7 @@ CONNECTORS_SEE = [
     "_runtime.fork",
     "_runtime.io_thread",
     "_runtime.per_loop",
+    "_runtime.progress",
     "_runtime.workers",
     "connectors",
 ]
@@ -109,8 +112,8 @@ EXPORTED = """
     RefProxy Serializer Store StoreConfig StoreExecutor StoreFactory StoreTaskGroup aclone adrop
     aevict aextract aresolve as_completed ato_proxy aupdate borrow clone drop evict exceptions
     extract gather get_factory get_key get_or_create_store get_size get_store into_owned
-    is_resolved mut_borrow prefetch register_connector register_store resolve resolve_async
-    set_default_store store_registration sync to_proxy unregister_store update wait
+    is_resolved mut_borrow prefetch progress_bar register_connector register_store resolve
+    resolve_async set_default_store store_registration sync to_proxy unregister_store update wait
 """.split()
 
 

@@ -9,6 +9,7 @@ from proxyplane import exceptions as exceptions
 from proxyplane import sync as sync
 from proxyplane._gather import gather as gather
 from proxyplane._gather import prefetch as prefetch
+from proxyplane._progress import progress_bar as progress_bar
 from proxyplane.abc import Connector as Connector
 from proxyplane.abc import DeferrableConnector as DeferrableConnector
 from proxyplane.abc import Factory as Factory

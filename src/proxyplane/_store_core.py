@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+from proxyplane._operations import Operation
+from proxyplane._progress import Told
+from proxyplane._runtime.progress import Progress
 from proxyplane._store_futures import StoreFutures
 from proxyplane._store_gets import StoreGets
 from proxyplane._store_puts import StorePuts
 
+R = TypeVar("R")
+
 
 class StoreCore(StorePuts, StoreGets, StoreFutures):
     """All that a store does, as operations that async and blocking code perform."""
+
+    def told(
+        self, operation: Operation[R], progress: Progress, *, made: bool = False
+    ) -> Operation[R]:
+        """The same operation, that calls `progress` as it comes on.
+
+        Args:
+            operation: A put or a get.
+            progress: The user's function.
+            made: Whether it makes a key, which nobody knows if the function raises in the end.
+        """
+        undo = (lambda key: self.evicting(str(key))) if made else None
+        return Told(operation, progress, undo)

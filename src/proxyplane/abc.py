@@ -23,6 +23,8 @@ from typing import (
     runtime_checkable,
 )
 
+from proxyplane._runtime.progress import Progress, telling
+
 if TYPE_CHECKING:
     from mmap import mmap
     from typing import Self
@@ -39,10 +41,12 @@ __all__ = [
     "Frames",
     "FreshKey",
     "Parts",
+    "Progress",
     "Serializer",
     "SupportsSweep",
     "SupportsSync",
     "Swept",
+    "telling",
 ]
 
 T = TypeVar("T")

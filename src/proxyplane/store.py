@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from proxyplane import _stores, serialization
 from proxyplane._observing import observe
+from proxyplane._runtime.progress import Progress
 from proxyplane._store_base import SerializerLike
 from proxyplane._store_core import StoreCore
 from proxyplane.abc import Connector, Serializer
@@ -194,6 +195,7 @@ class Store(StoreCore):
         key: str | None = None,
         serializer: SerializerLike = None,
         tags: Collection[str] = (),
+        progress: Progress | None = None,
     ) -> str:
         """Stores an object and returns its key.
 
@@ -202,6 +204,10 @@ class Store(StoreCore):
             key: A key of your own; by default a new unique one. Keys are write-once.
             serializer: A serialiser, or its id, for this object.
             tags: Tags of the object, by which a `MultiConnector` decides where it goes.
+            progress: Called as ``progress(done, total)``, in bytes, some 20 times in a second at
+                most, from this task on its loop, or for the blocking twin in its thread. The last
+                call has both equal, when all is done, and there is none like it for what fails.
+                If it raises, that ends the call, and nothing is stored under a key that was made.
 
         Raises:
             KeyExistsError: `key` is taken.
@@ -212,7 +218,10 @@ class Store(StoreCore):
             StoreClosedError: The store was closed.
             ConnectorError: The medium failed.
         """
-        return await self.putting(obj, key, serializer, tags).perform()
+        operation = self.putting(obj, key, serializer, tags)
+        if progress is not None:
+            operation = self.told(operation, progress, made=key is None)
+        return await operation.perform()
 
     async def put_batch(
         self,
@@ -229,21 +238,30 @@ class Store(StoreCore):
         return await self.putting_batch(objs, serializer, tags).perform()
 
     @overload
-    async def get(self, key: str) -> Any | None: ...
+    async def get(self, key: str, *, progress: Progress | None = None) -> Any | None: ...
     @overload
-    async def get(self, key: str, default: T) -> Any | T: ...
+    async def get(self, key: str, default: T, *, progress: Progress | None = None) -> Any | T: ...
 
-    async def get(self, key: str, default: Any = None) -> Any:
+    async def get(self, key: str, default: Any = None, *, progress: Progress | None = None) -> Any:
         """Gets an object; `default` if the key holds none.
 
         An object in the cache is returned as it is, also when it was evicted elsewhere.
+
+        Args:
+            key: The key.
+            default: What to return if it holds nothing.
+            progress: As for `put`. What is mapped, and not moved, is done at once; for an object
+                in the cache the call is ``progress(0, 0)``, and for none at all there is none.
 
         Raises:
             SerializationError: What the key holds cannot be decoded.
             StoreClosedError: The store was closed.
             ConnectorError: The medium failed.
         """
-        return await self.getting(key, default).perform()
+        operation = self.getting(key, default)
+        if progress is not None:
+            operation = self.told(operation, progress)
+        return await operation.perform()
 
     async def get_batch(self, keys: Sequence[str], default: Any = None) -> list[Any]:
         """Gets many objects, in the order of the keys; `default` for a key that holds none.
@@ -296,6 +314,7 @@ class Store(StoreCore):
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
         tags: Collection[str] = (),
+        progress: Progress | None = None,
     ) -> Proxy[T]:
         """Stores an object and returns a proxy of it.
 
@@ -312,6 +331,7 @@ class Store(StoreCore):
             skip_nonproxiable: Return what cannot be proxied as it is, instead of raising (type
                 checkers then still see a proxy).
             tags: As for `put`.
+            progress: As for `put`.
 
         Raises:
             NonProxiableTypeError: The object is None or a bool.
@@ -320,6 +340,8 @@ class Store(StoreCore):
         proxying = self.proxying(
             obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags
         )
+        if progress is not None:
+            proxying = self.told(proxying, progress, made=key is None)
         proxy: Proxy[T] = await proxying.perform()
         return proxy
 

@@ -18,6 +18,7 @@ from proxyplane import store as _async
 from proxyplane._operations import Operation
 from proxyplane._runtime.blocking import about_to_block
 from proxyplane._runtime.io_thread import Outcome, io_thread
+from proxyplane._runtime.progress import Progress
 from proxyplane._store_base import SerializerLike
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import Checksum, OnBlocking, StoreConfig
@@ -154,9 +155,13 @@ class Store:
         key: str | None = None,
         serializer: SerializerLike = None,
         tags: Collection[str] = (),
+        progress: Progress | None = None,
     ) -> str:
         """Blocking twin of `proxyplane.Store.put`."""
-        return self._do(self._store.putting(obj, key, serializer, tags))
+        operation = self._store.putting(obj, key, serializer, tags)
+        if progress is not None:
+            operation = self._store.told(operation, progress, made=key is None)
+        return self._do(operation)
 
     def put_batch(
         self,
@@ -169,13 +174,16 @@ class Store:
         return self._do(self._store.putting_batch(objs, serializer, tags))
 
     @overload
-    def get(self, key: str) -> Any | None: ...
+    def get(self, key: str, *, progress: Progress | None = None) -> Any | None: ...
     @overload
-    def get(self, key: str, default: T) -> Any | T: ...
+    def get(self, key: str, default: T, *, progress: Progress | None = None) -> Any | T: ...
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: Any = None, *, progress: Progress | None = None) -> Any:
         """Blocking twin of `proxyplane.Store.get`."""
-        return self._do(self._store.getting(key, default))
+        operation = self._store.getting(key, default)
+        if progress is not None:
+            operation = self._store.told(operation, progress)
+        return self._do(operation)
 
     def get_batch(self, keys: Sequence[str], default: Any = None) -> list[Any]:
         """Blocking twin of `proxyplane.Store.get_batch`."""
@@ -210,13 +218,16 @@ class Store:
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
         tags: Collection[str] = (),
+        progress: Progress | None = None,
     ) -> Proxy[T]:
         """Blocking twin of `proxyplane.Store.proxy`."""
-        return self._do(
-            self._store.proxying(
-                obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags
-            )
+        operation = self._store.proxying(
+            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags
         )
+        if progress is not None:
+            operation = self._store.told(operation, progress, made=key is None)
+        proxy: Proxy[T] = self._do(operation)
+        return proxy
 
     def proxy_batch(
         self,

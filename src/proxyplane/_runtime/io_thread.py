@@ -90,11 +90,22 @@ class IOThread:
             spawned.coro.close()
             raise loop_gone() from error
 
-    def run(self, coro: Coroutine[Any, Any, T]) -> T:
+    def run(
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        meanwhile: Callable[[], object] | None = None,
+        every: float = LIVENESS_INTERVAL,
+    ) -> T:
         """Runs `coro` on the loop, blocks until it ended and returns its result.
 
         Whatever it raises is raised here. When the wait is interrupted (Ctrl-C), the coroutine
         is cancelled and its clean-up awaited before the interrupt goes on.
+
+        Args:
+            coro: What to run.
+            meanwhile: Called in this thread while it waits; what it raises interrupts the wait.
+            every: Seconds between two calls.
 
         Raises:
             BlockingCallError: Called on the loop's own thread, which would wait for itself.
@@ -118,9 +129,11 @@ class IOThread:
         try:
             self._schedule(spawned)
             # A wait without end on a thread that died would hang for ever.
-            while not finished.acquire(timeout=LIVENESS_INTERVAL):
+            while not finished.acquire(timeout=every):
                 if not self.is_alive:
                     raise loop_gone()
+                if meanwhile is not None:
+                    meanwhile()
         except IOThreadError:
             linger_at_exit()
             raise

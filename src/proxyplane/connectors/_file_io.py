@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Literal, overload
 
 from proxyplane._runtime.fork import on_fork
+from proxyplane._runtime.progress import telling
 from proxyplane.connectors._file_dir import UNPUBLISHED, Directory
 from proxyplane.connectors._file_leases import Leases
 from proxyplane.connectors._inline import total
@@ -29,6 +30,8 @@ from proxyplane.exceptions import ConnectorError
 # brim for a moment fails other programs as well. posix_fallocate would notice too, but then every
 # put and evict allocates and frees real blocks, which takes milliseconds on a busy ext4.
 _CHECK_BYTES = 1 << 20
+# Whoever asked for the progress of a put is told it after so many bytes.
+_TOLD_BYTES = 8 << 20
 _IOV_MAX = max(os.sysconf("SC_IOV_MAX"), 16)
 _LIBRARY_KEY = re.compile(r"[0-9a-f]{32}")
 _UNSAFE = re.compile(rb"[^a-z0-9_.-]")
@@ -259,14 +262,31 @@ class Publisher:
 
 def write_all(fd: int, bodies: list[memoryview]) -> None:
     """Writes all bytes of all bodies, however few of them one call takes."""
+    size = total(bodies)
+    report = telling(size) if size > _TOLD_BYTES else None
+    if report is not None:
+        _write_and_tell(fd, bodies, report)
+        return
     written = 0
     if len(bodies) <= _IOV_MAX:
         written = os.writev(fd, bodies)
-        if written == total(bodies):
+        if written == size:
             return
     left = _without(bodies[::-1], written)
     while left:
         left = _without(left, os.writev(fd, left[-1 : -_IOV_MAX - 1 : -1]))
+
+
+def _write_and_tell(fd: int, bodies: list[memoryview], report: Callable[[int], object]) -> None:
+    done = 0
+    for body in bodies:
+        for start in range(0, body.nbytes, _TOLD_BYTES):
+            piece = body[start : start + _TOLD_BYTES]
+            while piece.nbytes:
+                written = os.write(fd, piece)
+                piece = piece[written:]
+                done += written
+            report(done)
 
 
 def _without(left: list[memoryview], written: int) -> list[memoryview]:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from proxyplane._runtime.io_thread import on_io_thread
+from proxyplane._runtime.progress import telling
 from proxyplane.abc import Buffer
 from proxyplane.connectors.redis import behind, leases, parts
 from proxyplane.connectors.redis.later import (
@@ -81,9 +82,7 @@ class Client:
         """Names the server in messages."""
         return self._options.where
 
-    async def store(
-        self, name: bytes, body: Body, *, mine: bool = False, report: Report = None
-    ) -> bool:
+    async def store(self, name: bytes, body: Body, *, mine: bool = False) -> bool:
         """Stores one object unless the key is taken; returns whether it was not.
 
         Args:
@@ -91,17 +90,16 @@ class Client:
             body: The object.
             mine: Whether nobody else can know the key, so that when this is cancelled the object
                 is of no use to anybody.
-            report: Told how many bytes have gone.
         """
         await self.check_limit(body.size)
         if in_parts(body):
-            return await self._store_in_parts(name, body, mine, report)
+            return await self._store_in_parts(name, body, mine)
         used: Wire | None = None
         try:
             if body.size <= SMALL:
                 return await self.pool.request(b"".join(body.set_command(name))) is not None
             async with self.pool.wire() as used:
-                await used.send(body.set_command(name), 1, report)
+                await used.send(body.set_command(name), 1, telling(body.size))
                 return await used.read() is not None
         except asyncio.CancelledError:
             if mine:
@@ -110,13 +108,13 @@ class Client:
                 self.pool.hold(used)
             raise
 
-    async def _store_in_parts(self, name: bytes, body: Body, mine: bool, report: Report) -> bool:
+    async def _store_in_parts(self, name: bytes, body: Body, mine: bool) -> bool:
         async with self.pool.wire() as wire:
             # On a second try it may be there, and gigabytes are not sent to find that out.
             if await wire.call("EXISTS", name):
                 return False
             async with Upload(self.pool, wire, name, body, mine=mine) as upload:
-                await upload.send(report)
+                await upload.send()
                 return await upload.publish()
 
     async def store_together(self, batch: Sequence[tuple[bytes, Body]]) -> list[bool]:
@@ -144,7 +142,7 @@ class Client:
             return what_was_set(await self.pool.requests(b"".join(pieces), SETTING_REPLIES))
         async with self.pool.wire() as wire:
             try:
-                await wire.send(pieces, SETTING_REPLIES)
+                await wire.send(pieces, SETTING_REPLIES, telling(body.size))
                 replies, refusal = await wire.read_few(SETTING_REPLIES)
             except asyncio.CancelledError:
                 self.pool.hold(wire)
@@ -155,21 +153,19 @@ class Client:
 
     async def read(self, name: bytes, size: int | None, report: Report = None) -> bytearray | None:
         """Reads one object of about `size` bytes."""
-        body = await self.read_string(name, size, report)
+        body = await self.read_string(name, size)
         if body is None or len(body) != RECORD_SIZE:
             return body
-        return await follow(self, name, body, report)
+        return await follow(self, name, body)
 
-    async def read_string(
-        self, name: bytes, size: int | None, report: Report = None
-    ) -> bytearray | None:
+    async def read_string(self, name: bytes, size: int | None) -> bytearray | None:
         """Reads what one key holds: an object, or the record of one."""
         if size is None or size <= FIRST or size > parts.WHOLE:
             body = small_body(await self.pool.request(first_window(name)))
             if body is not MORE:
                 return body
             size = None
-        return await read_large(self.pool, name, size, self._read_large, report)
+        return await read_large(self.pool, name, size, self._read_large)
 
     async def read_part(self, name: bytes, view: memoryview, report: Report = None) -> bool:
         """Reads what one key holds to its place; tells whether that was as long."""

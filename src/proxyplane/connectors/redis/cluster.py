@@ -88,9 +88,7 @@ class ClusterClient:
         """Names the cluster in messages."""
         return self._options.where
 
-    async def store(
-        self, name: bytes, body: Body, *, mine: bool = False, report: Report = None
-    ) -> bool:
+    async def store(self, name: bytes, body: Body, *, mine: bool = False) -> bool:
         """Stores one object unless the key is taken; see `Client.store`.
 
         One in parts waits while its slot is being moved.
@@ -112,20 +110,18 @@ class ClusterClient:
 
         return await self._at(
             name,
-            lambda node: node.store(name, body, mine=mine, report=report),
+            lambda node: node.store(name, body, mine=mine),
             None if in_parts(body) else asked,
         )
 
     async def read(self, name: bytes, size: int | None, report: Report = None) -> bytearray | None:
         """Reads one object of about `size` bytes."""
-        body = await self.read_string(name, size, report)
+        body = await self.read_string(name, size)
         if body is None or len(body) != RECORD_SIZE:
             return body
-        return await follow(self, name, body, report)
+        return await follow(self, name, body)
 
-    async def read_string(
-        self, name: bytes, size: int | None, report: Report = None
-    ) -> bytearray | None:
+    async def read_string(self, name: bytes, size: int | None) -> bytearray | None:
         """Reads what one key holds: an object, or the record of one."""
 
         async def asked(node: Client) -> bytearray | None:
@@ -134,7 +130,7 @@ class ClusterClient:
                 return None
             return reply if isinstance(reply, bytearray) else bytearray(reply)
 
-        return await self._at(name, lambda node: node.read_string(name, size, report), asked)
+        return await self._at(name, lambda node: node.read_string(name, size), asked)
 
     async def read_part(self, name: bytes, view: memoryview, report: Report = None) -> bool:
         """Reads what one key holds to its place; tells whether that was as long."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
+from proxyplane._runtime.progress import telling
 from proxyplane.connectors.redis.later import (
     WAS_EVICTED,
     Setting,
@@ -125,9 +126,7 @@ class Reader(Protocol):
         """Names it in messages."""
         ...
 
-    async def read_string(
-        self, name: bytes, size: int | None, report: Report = None
-    ) -> bytearray | None:
+    async def read_string(self, name: bytes, size: int | None) -> bytearray | None:
         """Reads what one key holds."""
         ...
 
@@ -136,9 +135,7 @@ class Reader(Protocol):
         ...
 
 
-async def follow(
-    reader: Reader, name: bytes, value: bytearray, report: Report = None
-) -> bytearray | None:
+async def follow(reader: Reader, name: bytes, value: bytearray) -> bytearray | None:
     """Reads an object whose key holds `value`, which may be its record, or be itself the object.
 
     Raises:
@@ -157,7 +154,7 @@ async def follow(
                 f"a part of an object of {layout.size} bytes is gone from Redis at {reader.where}",
                 hint="with a maxmemory-policy other than noeviction the server drops parts",
             )
-        fill = partial(_read_parts, reader, layout, name, report)
+        fill = partial(_read_parts, reader, layout, name, telling(layout.size))
         found = await into_new_buffer(layout.size, fill)
         if isinstance(found, bytearray):
             return found
@@ -280,8 +277,9 @@ class Upload:
         if not wire.lost:
             self._pool.hold(wire)
 
-    async def send(self, report: Report = None) -> None:
+    async def send(self) -> None:
         """Sends all parts."""
+        report = telling(self._body.size)
         life = int(STAGED_SECONDS * 1000)
         for name, (start, stop) in zip(self._names, self._layout.spans(), strict=True):
             self._begun.append(name)

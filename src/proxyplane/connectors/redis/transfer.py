@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from redis import exceptions as redis_errors
 
+from proxyplane._runtime.progress import telling
 from proxyplane._ttl import milliseconds
 from proxyplane.abc import Buffer, Frames
 from proxyplane.connectors.redis.pool import Pool
@@ -146,9 +147,7 @@ async def pipeline(
     return results
 
 
-async def read_large(
-    pool: Pool, name: bytes, size: int | None, read: Read, report: Report = None
-) -> bytearray | None:
+async def read_large(pool: Pool, name: bytes, size: int | None, read: Read) -> bytearray | None:
     """Reads one object in windows, as it was at one moment.
 
     Objects are write-once, but one under a key of the user's may be evicted and the key put again
@@ -163,7 +162,6 @@ async def read_large(
         name: The Redis key.
         size: The size, as far as the caller knows; None if the object was just seen to be large.
         read: Tries it once.
-        report: Told how many bytes have come.
 
     Returns:
         The bytes, or None when there is no such key.
@@ -178,6 +176,7 @@ async def read_large(
                 size = await wire.call("STRLEN", name)
             found: bytearray | Touched | None = None
             if size:
+                report = telling(size)
                 found = await into_new_buffer(size, partial(_read_into, read, wire, name, report))
         if found is None and known:
             raise evicted_meanwhile()
