@@ -186,7 +186,9 @@ async def test_redis_tells_how_far_it_is(redis_server, redis_url, monkeypatch, i
                 proxy.cut(direction, 20 * MB, "stall")
                 calls = Calls()
                 task = asyncio.create_task(call(calls))
-                await until(lambda calls=calls: calls and calls[-1][0] >= 10 * MB)
+                await until(
+                    lambda calls=calls: proxy._cut is None and calls and calls[-1][0] >= 10 * MB
+                )
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
@@ -216,6 +218,10 @@ def test_a_blocking_get_tells_how_far_it_is(redis_server, redis_url):
         await proxy.__aenter__()
         return proxy
 
+    async def give_way():
+        proxy._cut = None
+        proxy.reset_all()
+
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -229,7 +235,7 @@ def test_a_blocking_get_tells_how_far_it_is(redis_server, redis_url):
             store.get(key, progress=stop_in_the_middle)
         assert done.is_set()
         assert {(threading.get_ident(), None)} == calls.places
-        loop.call_soon_threadsafe(proxy.reset_all)
+        asyncio.run_coroutine_threadsafe(give_way(), loop).result()
         assert data == store.get(key)
         store.close(clear=True)
     asyncio.run_coroutine_threadsafe(proxy.__aexit__(), loop).result()

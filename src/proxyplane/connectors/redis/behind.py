@@ -175,19 +175,26 @@ class _Read:
                         bytes(head[:got]) + bytes(windows[0][: max(0, got - len(head))])
                     )
                 views[0] = views[0][got - len(head) :]
-            if not self._fill(views, wanted):
+            if not self._fill(views, wanted, i * WINDOW):
                 return Touched(None)
             i = stop
-            if self._report is not None:
-                self._report(min(i * WINDOW, size))
         return True
 
-    def _fill(self, views: list[memoryview], wanted: list[bytes | None]) -> bool:
-        """Reads into all of `views`; False as soon as one is not what it should be."""
+    def _fill(self, views: list[memoryview], wanted: list[bytes | None], done: int) -> bool:
+        """Reads into all of `views`; False as soon as one is not what it should be.
+
+        Args:
+            views: The windows, each with the header behind it.
+            wanted: What each should be; None for any.
+            done: Bytes of the object before them.
+        """
         rest = list(views)
         k = 0
         while k < len(rest):
             got = self._receive(rest[k:], socket.MSG_WAITALL)
+            done += got
+            if self._report is not None:
+                self._report(min(done, len(self._view)))  # the headers are not worth a sum
             while k < len(rest) and got >= len(rest[k]):
                 got -= len(rest[k])
                 rest[k] = rest[k][len(rest[k]) :]
