@@ -151,7 +151,7 @@ class Client:
                 raise refusal
         return what_was_set(replies)
 
-    async def read(self, name: bytes, size: int | None, report: Report = None) -> bytearray | None:
+    async def read(self, name: bytes, size: int | None) -> bytearray | None:
         """Reads one object of about `size` bytes."""
         body = await self.read_string(name, size)
         if body is None or len(body) != RECORD_SIZE:

@@ -114,7 +114,7 @@ class ClusterClient:
             None if in_parts(body) else asked,
         )
 
-    async def read(self, name: bytes, size: int | None, report: Report = None) -> bytearray | None:
+    async def read(self, name: bytes, size: int | None) -> bytearray | None:
         """Reads one object of about `size` bytes."""
         body = await self.read_string(name, size)
         if body is None or len(body) != RECORD_SIZE:
