@@ -149,13 +149,18 @@ def checksum_of(kind: str) -> tuple[str, Callable[[Buffer], int]]:
     raise _newer(f"its checksums are of an unknown kind, {kind!r}")
 
 
+def may_be_signed(view: memoryview) -> bool:
+    """Whether bytes say that they are signed, if they are an object at all."""
+    return len(view) > 5 and view[5] & SIGNED != 0 and view[4] > 1
+
+
 def signature_of(view: memoryview) -> tuple[bytes, memoryview] | None:
     """Id of the key that signed an object, and the MAC; None for one that is not signed.
 
     Raises:
         SerializationError: The bytes are no object, or too few; or of a later version.
     """
-    flags, _ = _check_start(view)
+    _, flags, _ = _check_start(view)
     if not flags & SIGNED:
         return None
     return view[PREAMBLE.size :][:KEY_ID].tobytes(), view[PREAMBLE.size + KEY_ID :][:MAC]
@@ -204,8 +209,8 @@ def read_header(view: memoryview) -> Header:
     return Header(codec, crc, (header_end, inband_end), lengths, checksum, sums)
 
 
-def _check_start(view: memoryview) -> tuple[int, int]:
-    """Checks magic, version and flags; returns the flags and where the header begins."""
+def _check_start(view: memoryview) -> tuple[bytes, int, int]:
+    """Checks magic and version; returns the preamble, flags, and where the header begins."""
     size = len(view)
     if not size:
         raise SerializationError(
@@ -228,14 +233,13 @@ def _check_start(view: memoryview) -> tuple[int, int]:
     begin = PREAMBLE.size + SIGNATURE * (flags & SIGNED)
     if size < begin:
         raise _truncated(f"{size} bytes, and preamble and signature end at {begin}")
-    return flags, begin
+    return start, flags, begin
 
 
 def _check_preamble(view: memoryview) -> tuple[int, int]:
     """Checks magic, version and checksum; returns where the header begins and ends."""
     size = len(view)
-    _, begin = _check_start(view)
-    start = view[: PREAMBLE.size].tobytes()
+    start, _, begin = _check_start(view)
     _, version, flags, reserved, length, crc = PREAMBLE.unpack(start)
     end: int = begin + length
     if size < end:

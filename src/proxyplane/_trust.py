@@ -141,9 +141,9 @@ class Trust:
             UntrustedDataError: It is not signed and must be, or the signature is not good here.
             SerializationError: The bytes are no object.
         """
-        found = _frames.signature_of(view)
-        if found is None and not self.references:
+        if not self.references and not _frames.may_be_signed(view):
             return view
+        found = _frames.signature_of(view)
         if found is None:
             raise UntrustedDataError(
                 f"the object {key!r} is not signed, and {self._what} is wanted",
