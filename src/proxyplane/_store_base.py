@@ -53,6 +53,11 @@ class StoreBase(ABC):
         return self._closed
 
     @property
+    def claims_here(self) -> bool:
+        """Whether to read and evict in the calling thread is safe: nothing interrupts it long."""
+        return self.has_shortcut and not self.connector.sync_waits
+
+    @property
     def has_shortcut(self) -> bool:
         """Whether the medium can be used in the calling thread, without a loop."""
         return self._shortcut is not None

@@ -68,7 +68,7 @@ class StoreGets(StoreBase):
                 return buffer if buffer is not None and self.evicting(key).work() else None
 
             operation.io = claim
-            operation.io_here = read_here and claim_here
+            operation.io_here = claim_here if read_here and self.claims_here else None
         return operation
 
     def reading_set(self, key: str) -> Operation[Any]:

@@ -82,12 +82,15 @@ class Connector(ABC):
             `new_key` and `put_sync` take ``ttl=``, seconds after which the object is gone (by
             default it stays), and there is `extend`. An object whose lease has ended is gone for
             every reader at once, whether or not its space was given back yet.
+        sync_waits: Whether the shortcut of `SupportsSync` waits for another process. Then what must
+            not be interrupted between two steps does not take it.
     """
 
     scheme: ClassVar[str]
     takes_tags: ClassVar[bool] = False
     takes_keys: ClassVar[bool] = False
     takes_ttl: ClassVar[bool] = False
+    sync_waits: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -256,8 +259,9 @@ class SupportsSync(Protocol):
     """Optional shortcut of a connector whose work is a few system calls.
 
     A hop into the loop thread costs more than such a call takes, so the blocking facade and
-    blocking touches call these directly. Each does just what its coroutine does; the coroutines
-    are thin wrappers of these, never the other way round.
+    blocking touches call these directly; nobody calls them on the thread of a loop that could
+    await instead. Each does just what its coroutine does. Where the medium is another process
+    (`Connector.sync_waits`), what takes long may go through the library's loop from in here.
     """
 
     def put_sync(self, frames: Frames, *, key: str | None = None) -> str:

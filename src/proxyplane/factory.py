@@ -227,7 +227,10 @@ class StoreFactory(Factory[T]):
     def works_here(self) -> bool:
         """Whether the medium can be read in the calling thread; to wait needs a loop."""
         store = None if self.deferred else self._store_at_hand()
-        return store is not None and store.has_shortcut
+        if store is None:
+            return False
+        # Who is interrupted in the middle of a claim would have lost the object.
+        return bool(store.claims_here if self.evict else store.has_shortcut)
 
     @property
     def flight_key(self) -> Hashable | None:

@@ -312,7 +312,9 @@ def updating(
         note_change(reference)
 
     putting.what = f"updating {factory}"
-    putting.io, putting.io_here = replace_whole, put_here and replace_here
+    putting.io, putting.io_here = replace_whole, None
+    if put_here and store.claims_here:  # who is interrupted in the middle would have lost it
+        putting.io_here = replace_here
     putting.finish = lambda _: None
     return cast("Operation[None]", putting)
 

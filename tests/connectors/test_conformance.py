@@ -81,13 +81,13 @@ class TestFile(ConnectorTests):
 
 class TestRedis(ConnectorTests):
     @pytest.fixture
-    def connector(self, request, redis_server):
-        if request.node.name == "test_a_broken_medium_is_a_connector_error":
+    def connector(self, request, dressed, redis_server):
+        if request.node.originalname == "test_a_broken_medium_is_a_connector_error":
             redis_server = request.getfixturevalue("own_redis_server")()
         self.server = redis_server
         self.namespace = f"conformance-{next(_numbers)}"
         with Redis(unix_socket_path=redis_server.socket_path) as self.client:
-            yield RedisConnector(redis_server.url, namespace=self.namespace)
+            yield dressed(RedisConnector(redis_server.url, namespace=self.namespace))
 
     def name(self, key):
         return f"{self.namespace}:{key}".encode()

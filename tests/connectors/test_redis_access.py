@@ -36,6 +36,9 @@ async def refused(connector, *, words, hint):
         lambda: connector.put([b"x"], key="named"),
         lambda: connector.put_batch([[b"x"], [b"y"]]),
         lambda: connector.get_batch(["x", "y"]),
+        lambda: asyncio.to_thread(connector.get_sync, "x"),
+        lambda: asyncio.to_thread(connector.put_sync, [b"x"], key="named"),
+        lambda: asyncio.to_thread(connector.evict_sync, "x"),
     ):
         with pytest.raises(ConnectorUnavailableError, match=words) as caught:
             await call()
@@ -49,6 +52,7 @@ async def test_the_password_comes_from_the_environment(guarded, monkeypatch):
     connector = RedisConnector(guarded.url, password_env=VARIABLE)
     monkeypatch.setenv(VARIABLE, SECRET)
     assert b"x" == await connector.get(await connector.put([b"x"]))
+    assert b"y" == await connector.get(await asyncio.to_thread(connector.put_sync, [b"y"]))
     assert SECRET not in repr(connector) + connector.url
     await connector.aclose(clear=True)
 
@@ -61,7 +65,8 @@ async def test_a_variable_that_is_not_set_is_named(guarded, monkeypatch, value, 
     else:
         monkeypatch.setenv(VARIABLE, value)
     connector = RedisConnector(guarded.url, password_env=VARIABLE)
-    for call in (connector.put([b"x"]), connector.get("x"), connector.put_batch([[b"x"]])):
+    calls = [connector.put([b"x"]), connector.get("x"), connector.put_batch([[b"x"]])]
+    for call in (*calls, asyncio.to_thread(connector.get_sync, "x")):
         with pytest.raises(ConfigError, match=f"{VARIABLE} is {state}"):
             await call
     monkeypatch.setenv(VARIABLE, SECRET)

@@ -261,10 +261,7 @@ class Client:
         """Raises ObjectTooLargeError for an object that exceeds the server's maxmemory."""
         if self._limit is None:
             self._limit = await read_limit(self.pool, self._options.where)
-        if self._limit:
-            check_size(
-                size, self._limit, "all the memory of the server (maxmemory)", self._options.where
-            )
+        check_memory(size, self._limit, self._options.where)
 
 
 def check_size(size: int, limit: int, what: str, where: str) -> None:
@@ -277,3 +274,9 @@ def check_size(size: int, limit: int, what: str, where: str) -> None:
             f"an object of {size} bytes does not fit in Redis at {where}: {limit} bytes are {what}",
             hint="split the object, or use FileConnector",
         )
+
+
+def check_memory(size: int, limit: int | None, where: str) -> None:
+    """The same for what the server has no memory for, as far as that is known."""
+    if limit:
+        check_size(size, limit, "all the memory of the server (maxmemory)", where)

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, TypeVar
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.per_loop import PerLoop
 from proxyplane._ttl import milliseconds
-from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
+from proxyplane.abc import Buffer, Frames, FreshKey
 from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors.redis.client import Client
 from proxyplane.connectors.redis.cluster import ClusterClient
 from proxyplane.connectors.redis.later import comes_later, for_later
 from proxyplane.connectors.redis.link import load_tls_context
 from proxyplane.connectors.redis.parts import in_parts
+from proxyplane.connectors.redis.shortcut import Shortcut
 from proxyplane.connectors.redis.transfer import Body, groups
 from proxyplane.connectors.redis.url import DEFAULT_URL, SCHEMES, parse_url
 from proxyplane.connectors.redis.waiting import lost_error
@@ -34,7 +35,7 @@ T = TypeVar("T")
 _CLEAN_UP_SECONDS = 5.0
 
 
-class RedisConnector(DeferrableConnector):
+class RedisConnector(Shortcut):
     """Keeps objects in a Redis or Valkey server (4.0 or newer), each under one key.
 
     Objects above 512 MiB, the most that a server takes as one string, are kept in parts beside it.
@@ -50,7 +51,8 @@ class RedisConnector(DeferrableConnector):
 
     Connections, for each event loop that uses it, made when they are needed: one for all small
     operations together, up to `max_connections` for large objects and for batches, each with one
-    at a time, and one while somebody waits, however many wait.
+    at a time, and one while somebody waits, however many wait. For blocking calls of small objects
+    up to eight more per process.
 
     Lost connections: reading is tried a second time on a new one, and so is storing under a key
     that the connector made itself, which cannot be taken by anyone else. Evicting, and storing
@@ -128,6 +130,7 @@ class RedisConnector(DeferrableConnector):
         self._closed = self._to_clear = False
         self._keys = KeyMaker()
         self._clients: PerLoop[Client | ClusterClient] = PerLoop(self._make, _close)
+        self._begin_shortcut()
         self.after_fork_in_child()
         on_fork(self)
 
@@ -359,6 +362,7 @@ class RedisConnector(DeferrableConnector):
                 self._to_clear = False
         finally:
             self._closed = True
+            self._end_shortcut()
             await self._clients.aclose()
 
     async def _clear(self) -> None:

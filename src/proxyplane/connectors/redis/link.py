@@ -6,13 +6,14 @@ import array
 import asyncio
 import contextlib
 import inspect
+import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
+from redis import connection as blocking
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.credentials import CredentialProvider
@@ -53,13 +54,18 @@ class Link:
     def unsent(self) -> int:
         """Bytes that the other machine has not taken, as far as they can be counted."""
         waiting = self.transport.get_write_buffer_size()
-        if fcntl is not None:
-            count = array.array("i", [0])
-            with contextlib.suppress(OSError, AttributeError):  # closed, or not a socket
-                number = self.transport.get_extra_info("socket").fileno()
-                fcntl.ioctl(number, termios.TIOCOUTQ, count)
-            waiting += count[0]
+        with contextlib.suppress(AttributeError):  # not a socket
+            waiting += unsent(self.transport.get_extra_info("socket").fileno())
         return waiting
+
+
+def unsent(fileno: int) -> int:
+    """Bytes that the kernel was given and the other machine has not taken; 0 if it cannot tell."""
+    count = array.array("i", [0])
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # closed
+            fcntl.ioctl(fileno, termios.TIOCOUTQ, count)
+    return count[0]
 
 
 class _Dropped(AbstractConnection):
@@ -103,15 +109,7 @@ async def connect(options: RedisOptions, tls: ssl.SSLContext | None) -> Link:
     """
     password = await _password_of(options)
     handled = sys.exception()  # what the caller is about, and none of ours
-    common: dict[str, Any] = {
-        "db": options.db,
-        **({"username": options.username} if password is None else {}),
-        "credential_provider": password and _Login(options.username, password),
-        "protocol": 2,  # spares the HELLO, which servers before 6.0 do not know
-        "socket_timeout": None,
-        "socket_connect_timeout": None,
-        **_QUIET,
-    }
+    common = _arguments(options, password, None)
     made: _TCP | _Unix
     if options.scheme == "unix":
         made = _Unix(path=options.path, **common)
@@ -163,18 +161,92 @@ async def _password_of(options: RedisOptions) -> Secret | None:
     reference = options.password
     if reference is None:
         return None
-    what = f"the password for {options.where}"
     if read_at_once(reference):
-        return read_secret(reference, what=what)
-    return await run_in_worker(partial(read_secret, reference, what=what))
+        return _read_password(options)
+    return await run_in_worker(_read_password, options)
 
 
-def make_tls_context(options: RedisOptions) -> ssl.SSLContext:
-    """The TLS settings of a connector; reads files.
+def _read_password(options: RedisOptions) -> Secret | None:
+    """The same, for a thread that may block."""
+    if options.password is None:
+        return None
+    return read_secret(options.password, what=f"the password for {options.where}")
+
+
+def connect_blocking(
+    options: RedisOptions, tls: ssl.SSLContext | None
+) -> tuple[socket.socket, Callable[[str], Exception]]:
+    """Makes a connection for a thread that blocks, which has a time-out for each of its steps.
+
+    Returns:
+        The connection, logged in, on which nothing is under way; and what makes the exception for
+        what the server says when it refuses.
 
     Raises:
-        OSError: A file cannot be read, or is no certificate (`ssl.SSLError`).
+        OSError: There is no way to the server.
+        redis.RedisError: The server refused, or it took too long.
     """
+    password = _read_password(options)
+    handled = sys.exception()
+    common = _arguments(options, password, options.connect_timeout)
+    made: Any
+    if options.scheme == "unix":
+        made = _BlockingUnix(path=options.path, **common)
+    else:
+        made = _BlockingTCP(host=options.host, port=options.port, tls=tls, **common)
+    try:
+        made.connect()
+        made.send_command("PING", check_health=False)  # as for `connect`
+        with contextlib.suppress(redis_errors.NoPermissionError):
+            made.read_response()
+    except BaseException as error:
+        made.disconnect()
+        if password is not None:
+            without_secret(error, password, but=handled)
+        raise
+    sock, refusal = made._sock, made._parser.parse_error
+    made._sock = None
+    made._parser.on_disconnect()
+    return sock, refusal
+
+
+class _BlockingTCP(blocking.Connection):
+    """Over TCP, with TLS when it was given a context."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None, **kwargs: Any) -> None:
+        self.tls = tls
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+
+    def _connect(self) -> socket.socket:
+        sock: socket.socket = super()._connect()  # type: ignore[no-untyped-call]
+        if self.tls is None:
+            return sock
+        try:
+            return self.tls.wrap_socket(sock, server_hostname=self.host)
+        except BaseException:
+            sock.close()
+            raise
+
+
+_BlockingUnix: Any = blocking.UnixDomainSocketConnection
+
+
+def _arguments(
+    options: RedisOptions, password: Secret | None, timeout: float | None
+) -> dict[str, Any]:
+    """What redis-py is told of every connection; the time-out, in seconds, is for each step."""
+    return {
+        "db": options.db,
+        **({"username": options.username} if password is None else {}),
+        "credential_provider": password and _Login(options.username, password),
+        "protocol": 2,  # spares the HELLO, which servers before 6.0 do not know
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        **_QUIET,
+    }
+
+
+def _read_tls_context(options: RedisOptions) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=options.ssl_ca_certs)
     context.check_hostname = options.ssl_check_hostname
     if options.ssl_certfile:
@@ -183,13 +255,18 @@ def make_tls_context(options: RedisOptions) -> ssl.SSLContext:
 
 
 async def load_tls_context(options: RedisOptions) -> ssl.SSLContext:
-    """The same, off the loop.
+    """The same as `tls_context`, off the loop."""
+    return await run_in_worker(tls_context, options)
+
+
+def tls_context(options: RedisOptions) -> ssl.SSLContext:
+    """The TLS settings of a connector; reads files.
 
     Raises:
         ConfigError: A file cannot be used; the message names those that are configured.
     """
     try:
-        return await run_in_worker(make_tls_context, options)
+        return _read_tls_context(options)
     except OSError as exc:
         named = [
             f"{name}={value}"

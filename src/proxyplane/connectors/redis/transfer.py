@@ -363,11 +363,17 @@ async def read_limit(pool: Pool, where: str) -> int:
     """The server's maxmemory in bytes, 0 for none or unknown; warns if it drops objects."""
     try:
         # CONFIG GET would do, but hosted servers refuse it more often.
-        text: bytes = await pool.request(command("INFO", "memory"))
+        return limit_of(await pool.request(command("INFO", "memory")), where)
     except ConnectorError as error:
-        if isinstance(error.__cause__, redis_errors.ResponseError):
+        return limit_of(error, where)
+
+
+def limit_of(text: bytes | ConnectorError, where: str) -> int:
+    """What `read_limit` gives, by the reply to INFO or the error in its place; or raises that."""
+    if isinstance(text, ConnectorError):
+        if isinstance(text.__cause__, redis_errors.ResponseError):
             return 0
-        raise
+        raise text
     info = dict(line.split(":", 1) for line in text.decode().split("\r\n") if ":" in line)
     limit = int(info.get("maxmemory", 0))
     policy = info.get("maxmemory_policy", "")
