@@ -108,6 +108,14 @@ class TestRedis(ConnectorTests):
         self.server.kill()
 
 
+class TestRedisReadByRedisPy(TestRedis):
+    """What is told to leave the replies to redis-py does the same."""
+
+    @pytest.fixture
+    def dressed(self):
+        return lambda connector: RedisConnector(connector.url, wire="redis-py")
+
+
 class TestRedisCluster(ConnectorTests):
     @pytest.fixture
     def connector(self, request, redis_cluster):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from proxyplane import sync
-from proxyplane.connectors.redis import RedisConnector
+from proxyplane.connectors.redis import RedisConnector, parts
 from proxyplane.connectors.redis import blocking as module
 from proxyplane.exceptions import (
     ConnectorClosedError,
@@ -53,7 +53,7 @@ from proxyplane import sync
 with sync.Store("s", sys.argv[1], cache_size=0) as store:
     key = store.put({"small": 1})
     assert store.get(key) == {"small": 1}
-    assert store.exists(key) and store.evict(key) and not store.exists(key)
+    assert store.exists(key) and not store.exists("absent")
     proxy = store.proxy([1, 2], populate_target=False)
     assert proxy[1] == 2
     named = store.put(b"x" * (1 << 20), key="named")
@@ -62,7 +62,8 @@ with sync.Store("s", sys.argv[1], cache_size=0) as store:
     assert io_thread._process.thread is None
     batch = store.put_batch([1, 2, 3])
     assert io_thread._process.thread is not None
-    store.evict_batch([*batch, "named"])
+    store.evict_batch([*batch, key, "named"])
+    assert store.evict(store.put(1))
 """
 
 
@@ -80,6 +81,21 @@ def test_any_size(connector, size, hint):
     found = connector.get_sync(key, size=size if hint else None)
     assert body == found and type(found) is bytearray
     assert connector.evict_sync(key)
+
+
+def test_objects_in_parts(connector, redis_server, monkeypatch):
+    """They are put, got and evicted whole, and so is what only looks like the record of one."""
+    monkeypatch.setattr(parts, "WHOLE", 1000)
+    monkeypatch.setattr(parts, "PART", 700)
+    body = os.urandom(2000)
+    key = connector.put_sync([body])
+    assert body == connector.get_sync(key) == connector.get_sync(key, size=2000)
+    with admin(redis_server) as client:
+        (record,) = client.mget(connector._name(key))
+        likeness = connector.put_sync([record])
+        assert record == connector.get_sync(likeness)
+        assert connector.evict_sync(key) and connector.evict_sync(likeness)
+        assert [] == client.keys(f"*{connector._name('').decode()}*")
 
 
 def test_one_connection_serves_one_thread(own_redis_server):
@@ -229,7 +245,7 @@ def test_a_server_that_is_stuck_is_given_up(own_redis_server):
         for call in (
             lambda: connector.get_sync(key),
             lambda: connector.put_sync([b"x" * MB]),
-            lambda: connector.evict_sync(key),
+            lambda: connector.exists_sync(key),
             lambda: connector.put_sync([b"x"]),
         ):
             connector.exists_sync(key)
@@ -296,7 +312,7 @@ async def test_a_server_that_talks_nonsense_is_told(nonsense, caplog):
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
         connector = RedisConnector(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         with pytest.raises(ConnectorLostError) as caught:
-            await asyncio.to_thread(connector.evict_sync, "x")
+            await asyncio.to_thread(connector.get_sync, "x")
         assert "the server sent" in str(caught.value.__cause__)
         await connector.aclose()
     assert [] == caplog.records

@@ -118,6 +118,7 @@ from proxyplane import RedisConnector
 url, pid, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 connector = RedisConnector(url)
 connector.put_sync([b"there"], key="there")
+connector.evict_sync("absent")  # its way is the loop's, whose connection is there now
 calls = {
     "put": lambda: connector.put_sync([b"x" * 1000]),
     "put large": lambda: connector.put_sync([b"x" * (1 << 20)]),
@@ -219,7 +220,7 @@ while time.monotonic() < end or not stopped:
         try:
             connector.put_sync([body], key=key)
             found = connector.get_sync(key)
-            gone = connector.evict_sync(key)
+            there = connector.exists_sync(key)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except Stop:
@@ -228,7 +229,7 @@ while time.monotonic() < end or not stopped:
         assert found is None or found == body, (found, body)
         connector.evict_sync(key)
     else:
-        assert found == body and gone, (found, body)
+        assert found == body and there and connector.evict_sync(key), (found, body)
 print("stopped" if stopped else "never")
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from redis import exceptions as redis_errors
@@ -20,6 +21,7 @@ from proxyplane.exceptions import (
     StoreFullError,
 )
 from proxyplane.testing import cancelled_at
+from support.in_threads import InThreads
 from support.servers import admin, connections
 from support.tcp_proxy import TCPProxy
 
@@ -32,12 +34,25 @@ async def until(condition):
         await asyncio.sleep(0.001)
 
 
+WAYS = {
+    "direct": RedisConnector,
+    "redis-py": partial(RedisConnector, wire="redis-py"),
+    "threads": lambda *args, **kwargs: InThreads(RedisConnector(*args, **kwargs)),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    """Makes a connector whose replies are read by us, or by redis-py, or in blocked threads."""
+    return WAYS[request.param]
+
+
 @pytest.fixture
-async def proxied(redis_server, redis_url):
+async def proxied(redis_server, redis_url, way):
     """A proxy before the shared server, a connector through it and one past it."""
     async with TCPProxy(redis_server.port) as proxy:
         namespace = redis_url.partition("=")[2]
-        through = RedisConnector(f"redis://127.0.0.1:{proxy.port}", namespace=namespace)
+        through = way(f"redis://127.0.0.1:{proxy.port}", namespace=namespace)
         direct = RedisConnector(redis_url)
         await through.put([b"warm"])
         yield proxy, through, direct
@@ -63,7 +78,8 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-async def test_cancelled_at_each_await(redis_url, redis_server, operation, cold):
+@pytest.mark.parametrize("way", ["direct", "redis-py"], indirect=True)
+async def test_cancelled_at_each_await(redis_url, redis_server, operation, cold, way):
     """Wherever a call is cancelled, no other caller gets its reply and no connection leaks.
 
     On a pool of two: a reply left behind would reach one of the calls that follow, and two leaked
@@ -76,13 +92,13 @@ async def test_cancelled_at_each_await(redis_url, redis_server, operation, cold)
     others = await setup.put_batch([[b"%d" % i] for i in range(20)])
     with admin(redis_server) as client:
         before = connections(client)
-        connector = RedisConnector(redis_url, max_connections=2)
+        connector = way(redis_url, max_connections=2)
         n, hit = 0, True
         while hit:
             n += 1
             if cold:
                 await connector.aclose(clear=True)
-                connector = RedisConnector(redis_url, max_connections=2)
+                connector = way(redis_url, max_connections=2)
             key = await setup.put([b"to be evicted"])
             known = set(client.keys(f"{setup._options.namespace}:*"))
             hit = await cancelled_at(operation(connector, key), n)
@@ -115,6 +131,7 @@ async def test_cancelled_while_waiting_for_a_connection(redis_url):
     await connector.aclose(clear=True)
 
 
+@pytest.mark.parametrize("way", ["direct", "redis-py"], indirect=True)
 async def test_a_cancelled_put_sends_nothing_more(proxied):
     """What is cancelled before its last byte went out is never stored, even when it is mutated."""
     proxy, through, direct = proxied
@@ -206,6 +223,7 @@ async def test_a_put_under_a_named_key_is_never_repeated(proxied):
     await direct.evict("stored")
 
 
+@pytest.mark.parametrize("way", ["direct", "redis-py"], indirect=True)
 async def test_an_evict_is_never_repeated(proxied):
     """Whether it was there cannot be known after a lost reply, so nothing is claimed."""
     proxy, through, direct = proxied
@@ -219,6 +237,7 @@ async def test_an_evict_is_never_repeated(proxied):
 
 
 @pytest.mark.parametrize("hint", [None, 9 * MB])
+@pytest.mark.parametrize("way", ["direct", "redis-py"], indirect=True)
 async def test_a_read_never_mixes_two_objects(proxied, hint):
     """A named key that is evicted and put again between two windows yields the new object."""
     proxy, through, direct = proxied
@@ -235,6 +254,7 @@ async def test_a_read_never_mixes_two_objects(proxied, hint):
 
 
 @pytest.mark.parametrize("hint", [None, 9 * MB])
+@pytest.mark.parametrize("way", ["direct", "redis-py"], indirect=True)
 async def test_an_object_that_vanishes_while_it_is_read_is_lost(proxied, hint):
     """Half an object is an error, and never None, which would mean there was none."""
     proxy, through, direct = proxied
@@ -250,10 +270,11 @@ async def test_an_object_that_vanishes_while_it_is_read_is_lost(proxied, hint):
     assert await through.get(key) is None
 
 
-async def test_a_half_open_connection_is_given_up(redis_server, redis_url):
+@pytest.mark.parametrize("way", ["direct", "redis-py"], indirect=True)
+async def test_a_half_open_connection_is_given_up(redis_server, redis_url, way):
     """A peer that is silent for the time-out is lost, not waited for, and not asked again."""
     async with TCPProxy(redis_server.port) as proxy:
-        connector = RedisConnector(f"redis://127.0.0.1:{proxy.port}", timeout=0.2)
+        connector = way(f"redis://127.0.0.1:{proxy.port}", timeout=0.2)
         key = await connector.put([bytes(9 * MB)])
         for direction, after, call in (
             ("down", 0, lambda: connector.exists(key)),
@@ -271,10 +292,10 @@ async def test_a_half_open_connection_is_given_up(redis_server, redis_url):
         await connector.aclose(clear=True)
 
 
-async def test_a_server_that_accepts_and_is_silent_is_unavailable(own_redis_server):
+async def test_a_server_that_accepts_and_is_silent_is_unavailable(own_redis_server, way):
     """Making a connection has a time-out of its own, and a late reply reaches nobody."""
     server = await asyncio.to_thread(own_redis_server)
-    connector = RedisConnector(server.url, timeout=0.2, connect_timeout=0.2, max_connections=1)
+    connector = way(server.url, timeout=0.2, connect_timeout=0.2, max_connections=1)
     key = await connector.put([b"first"])
     other = await connector.put([b"second"])
     server.pause()
@@ -301,11 +322,11 @@ async def test_a_server_that_was_silent_from_the_start(own_redis_server):
 
 
 @pytest.mark.parametrize("operation", ["get", "put", "put named", "put_batch", "get_batch"])
-async def test_server_killed_in_the_middle(own_redis_server, operation):
+async def test_server_killed_in_the_middle(own_redis_server, operation, way):
     """SIGKILL during a transfer is a lost connection; the connector works with the next server."""
     server = await asyncio.to_thread(own_redis_server)
     async with TCPProxy(server.port) as proxy:
-        connector = RedisConnector(f"redis://127.0.0.1:{proxy.port}")
+        connector = way(f"redis://127.0.0.1:{proxy.port}")
         body = bytes(32 * MB)
         key = await connector.put([body])
         proxy.delay = 0.002
@@ -330,11 +351,11 @@ async def test_server_killed_in_the_middle(own_redis_server, operation):
         await connector.aclose(clear=True)
 
 
-async def test_refused_then_restarted(own_redis_server):
+async def test_refused_then_restarted(own_redis_server, way):
     """A server that is down is unavailable, with a hint; when it is back, calls work again."""
     server = await asyncio.to_thread(own_redis_server)
     for url in (server.url, server.unix_url):
-        connector = RedisConnector(url)
+        connector = way(url)
         named = await connector.put([b"x"], key="named")
         await asyncio.to_thread(server.kill)
         await asyncio.sleep(0.01)  # the loop sees that its idle connection is closed
@@ -355,10 +376,12 @@ async def test_refused_then_restarted(own_redis_server):
         await connector.aclose(clear=True)
 
 
-async def test_idle_connections_that_the_server_dropped_are_not_used(redis_url, own_redis_server):
+async def test_idle_connections_that_the_server_dropped_are_not_used(
+    redis_url, own_redis_server, way
+):
     """A named put, which is never repeated, does not fail on a connection closed long ago."""
     server = await asyncio.to_thread(own_redis_server)
-    connector = RedisConnector(server.url)
+    connector = way(server.url)
     key = await connector.put([b"x"])
     await asyncio.gather(*(connector.get(key) for _ in range(5)))
     with admin(server) as client:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from proxyplane._runtime.io_thread import io_thread
+
 
 class InThreads:
     """Puts, gets, looks and evicts in a worker thread each; all else is the connector's own."""
@@ -19,6 +21,11 @@ class InThreads:
 
     async def get(self, *args, **kwargs):
         return await asyncio.to_thread(self.inner.get_sync, *args, **kwargs)
+
+    async def get_batch(self, *args, **kwargs):
+        # On the library's loop, as blocking stores do.
+        call = self.inner.get_batch(*args, **kwargs)
+        return await asyncio.to_thread(io_thread().run, call)
 
     async def exists(self, key):
         return await asyncio.to_thread(self.inner.exists_sync, key)

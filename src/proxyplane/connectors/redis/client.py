@@ -172,6 +172,11 @@ class Client:
         async with self.pool.wire() as wire:
             return await self._read_large(wire, name, view, report) is True
 
+    async def read_more(self, name: bytes) -> bytearray | None:
+        """Reads an object that was seen to be large."""
+        body = await read_large(self.pool, name, None, self._read_large)
+        return body if body is None else await follow(self, name, body)
+
     async def read_many(
         self, names: Sequence[bytes], sizes: Sequence[int | None]
     ) -> list[Buffer | None]:
@@ -187,7 +192,7 @@ class Client:
         self, wire: Wire, name: bytes, view: memoryview, report: Report = None
     ) -> bool | Touched:
         # With TLS a thread has nothing to gain: each record costs it a wait for the lock.
-        plain = behind.POSSIBLE and not self._options.tls
+        plain = behind.POSSIBLE and not self._options.tls and self._options.wire == "direct"
         if len(view) >= behind.LEAST and plain and on_io_thread():
             return await behind.read_behind(wire, name, view, report)
         return await read_windows(wire, name, view, report)

@@ -144,6 +144,10 @@ class ClusterClient:
 
         return await self._at(name, lambda node: node.read_part(name, view, report), asked)
 
+    async def read_more(self, name: bytes) -> bytearray | None:
+        """Reads an object that was seen to be large."""
+        return await self.read(name, None)
+
     async def exists(self, name: bytes) -> bool:
         """Whether there is an object."""
         return bool(await self._reply("EXISTS", name))

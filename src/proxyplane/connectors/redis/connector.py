@@ -75,6 +75,9 @@ class RedisConnector(Shortcut):
         connect_timeout: Seconds for making a connection.
         timeout: Seconds without progress after which a connection counts as lost; a link that is
             slow makes progress.
+        wire: Who reads what arrives: ``direct`` (the default), straight into the memory of the
+            object, or ``redis-py``, its client: slower, with more memory, and a stalled loop for
+            large objects; in case you distrust the former.
         ssl_ca_certs: PEM file of the authorities to trust; by default the system's.
         ssl_certfile: PEM file with a client certificate.
         ssl_keyfile: PEM file with its key.
@@ -104,6 +107,7 @@ class RedisConnector(Shortcut):
         max_connections: int | None = None,
         connect_timeout: float | None = None,
         timeout: float | None = None,
+        wire: str | None = None,
         ssl_ca_certs: str | None = None,
         ssl_certfile: str | None = None,
         ssl_keyfile: str | None = None,
@@ -120,6 +124,7 @@ class RedisConnector(Shortcut):
             max_connections=max_connections,
             connect_timeout=connect_timeout,
             timeout=timeout,
+            wire=wire,
             ssl_ca_certs=ssl_ca_certs,
             ssl_certfile=ssl_certfile,
             ssl_keyfile=ssl_keyfile,
@@ -191,6 +196,9 @@ class RedisConnector(Shortcut):
         name = self._name(key)
 
         return await self._twice(lambda client: client.read(name, size))
+
+    async def _read_more(self, name: bytes) -> bytearray | None:
+        return await self._twice(lambda client: client.read_more(name))
 
     async def exists(self, key: str) -> bool:
         """Whether the key holds an object now."""

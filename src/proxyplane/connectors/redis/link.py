@@ -45,10 +45,14 @@ class Link:
     Attributes:
         transport: The connection.
         refusal: Makes the exception for what the server says when it refuses.
+        parser: redis-py's, if that is to read; else None.
+        stream: Takes what arrives, for the parser.
     """
 
     transport: asyncio.Transport
     refusal: Callable[[str], Exception]
+    parser: Any
+    stream: Any
     _writer: asyncio.StreamWriter  # closes the transport when it is dropped
 
     def unsent(self) -> int:
@@ -132,10 +136,13 @@ async def connect(options: RedisOptions, tls: ssl.SSLContext | None) -> Link:
         raise
     writer = made._writer
     assert writer is not None
-    refusal = made._parser.parse_error
-    made._parser.on_disconnect()  # type: ignore[no-untyped-call]
+    transport = cast(asyncio.Transport, writer.transport)
+    parser: Any = made._parser
     made._reader = made._writer = None
-    return Link(cast(asyncio.Transport, writer.transport), refusal, writer)
+    if options.wire == "redis-py":
+        return Link(transport, parser.parse_error, parser, transport.get_protocol(), writer)
+    parser.on_disconnect()
+    return Link(transport, parser.parse_error, None, None, writer)
 
 
 class _Login(CredentialProvider):

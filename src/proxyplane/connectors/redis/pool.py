@@ -18,6 +18,7 @@ from redis import exceptions as redis_errors
 
 from proxyplane.connectors.redis.errors import copied, map_errors
 from proxyplane.connectors.redis.link import connect
+from proxyplane.connectors.redis.redis_py import new_wire
 from proxyplane.connectors.redis.resp import Reply
 from proxyplane.connectors.redis.url import RedisOptions
 from proxyplane.connectors.redis.wire import Slot, Wire
@@ -259,7 +260,7 @@ class Pool:
         except (ConnectorLostError, ConnectorUnavailableError) as error:
             self._check_lost(error)
             raise
-        wire = Wire(link, self._options.timeout)
+        wire = new_wire(link, self._options)
         if self._closed:
             wire.abort()
             self._check_open()

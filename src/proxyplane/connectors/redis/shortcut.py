@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from proxyplane._runtime.io_thread import io_thread
@@ -28,6 +28,7 @@ from proxyplane.exceptions import (
     ConnectorLostError,
     ConnectorUnavailableError,
     KeyExistsError,
+    ProxyPlaneError,
 )
 
 T = TypeVar("T")
@@ -46,9 +47,10 @@ class Shortcut(DeferrableConnector):
     _user_keys: set[str]
 
     def _begin_shortcut(self) -> None:
+        self._to_loop = False  # whether the next call goes there
         self._blocking: BlockingPool | None = None
         # In a cluster the way to the right node is the loop's affair.
-        if POSSIBLE and not self._options.cluster:
+        if POSSIBLE and not self._options.cluster and self._options.wire == "direct":
             self._blocking = pool = BlockingPool(self._options)
             # Not at exit, when others may still want it: the system closes them then.
             weakref.finalize(self, pool.close).atexit = False
@@ -64,25 +66,27 @@ class Shortcut(DeferrableConnector):
                 stored = self._put_here(body, key)
                 if stored is not None:
                     return stored
-        return io_thread().run(self.put(frames, key=key))
+        return self._by_loop(self.put(frames, key=key))
 
     def get_sync(self, key: str, *, size: int | None = None) -> Buffer | None:
         """Blocking twin of `get`."""
         if size is None or size <= FIRST:
-            ask = first_window(self._name(key))
+            name = self._name(key)
+            ask = first_window(name)
             replies = _twice(lambda: self._exchange([ask], len(ask)))
             if replies is not None:
                 body = small_body(replies[0])
-                if body is not MORE and layout_of(body) is None:
+                if body is MORE:
+                    return self._by_loop(self._read_more(name))
+                if layout_of(body) is None:
                     return body
-                size = None
-        return io_thread().run(self.get(key, size=size))
+        return self._by_loop(self.get(key, size=size))
 
     def exists_sync(self, key: str) -> bool:
         """Blocking twin of `exists`."""
         ask = command("EXISTS", self._name(key))
         replies = _twice(lambda: self._exchange([ask], len(ask)))
-        return io_thread().run(self.exists(key)) if replies is None else bool(replies[0])
+        return self._by_loop(self.exists(key)) if replies is None else bool(replies[0])
 
     def evict_sync(self, key: str) -> bool:
         """Blocking twin of `evict`, by the loop.
@@ -90,7 +94,17 @@ class Shortcut(DeferrableConnector):
         What the reply tells of, the parts of a large object, must be removed by whoever asked,
         even if that one is interrupted.
         """
-        return io_thread().run(self.evict(key))
+        return self._by_loop(self.evict(key))
+
+    def _by_loop(self, call: Coroutine[Any, Any, T]) -> T:
+        try:
+            return io_thread().run(call)
+        except ProxyPlaneError:
+            raise
+        except BaseException:
+            # Interrupted. What was sent takes effect before what is asked next, on the loop.
+            self._to_loop = True
+            raise
 
     def _put_here(self, body: Body, key: str | None) -> str | None:
         """The key under which it is stored now; None if that could not be done here."""
@@ -141,7 +155,8 @@ class Shortcut(DeferrableConnector):
     ) -> list[Reply] | None:
         if self._closed:
             raise ConnectorClosedError(f"the connector of {self._options.where} was closed")
-        if self._blocking is None:
+        if self._blocking is None or self._to_loop:
+            self._to_loop = False
             return None
         return self._blocking.exchange(pieces, size, count, once=once, undo=undo)
 
@@ -155,6 +170,9 @@ class Shortcut(DeferrableConnector):
 
     @abstractmethod
     def _taken(self, key: str) -> KeyExistsError: ...
+
+    @abstractmethod
+    async def _read_more(self, name: bytes) -> Buffer | None: ...
 
 
 def _twice(operation: Callable[[], T]) -> T:

@@ -20,6 +20,7 @@ from proxyplane.exceptions import ConfigError
 
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 SCHEMES = ("redis", "rediss", "unix", *CLUSTER_SCHEMES)
+WIRES = ("direct", "redis-py")
 DEFAULT_URL = "redis://localhost:6379/0"
 # No colon: it ends the namespace, so "a" + "b:c" and "a:b" + "c" would be one key. No character
 # with a meaning in the patterns of SCAN, nor braces, which choose the slot in a cluster.
@@ -61,6 +62,8 @@ class RedisOptions:
         connect_timeout: Seconds for a new connection, with TLS handshake and login.
         timeout: Seconds without any progress after which a connection counts as lost: a window of
             a large object that is not taken by the server, or a reply that does not come.
+        wire: Who reads what arrives: ``direct``, straight into the memory of the object, or
+            ``redis-py``, its client, which is slower and needs more memory.
         ssl_ca_certs: PEM file of the authorities that may sign the server's certificate; by
             default those of the system.
         ssl_certfile: PEM file with a client certificate.
@@ -82,6 +85,7 @@ class RedisOptions:
     max_connections: int = 32
     connect_timeout: float = 5.0
     timeout: float = 30.0
+    wire: str = "direct"
     ssl_ca_certs: str | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
@@ -108,6 +112,8 @@ class RedisOptions:
                 raise ConfigError(_NO_NAME[named[0]], hint=_ENV_HINT) from None
         if self.max_connections < 1:
             raise ConfigError(f"max_connections must be at least 1, not {self.max_connections}")
+        if self.wire not in WIRES:
+            raise ConfigError(f"wire must be one of {', '.join(WIRES)}, not {self.wire!r}")
         for name in ("connect_timeout", "timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must be a number of seconds above 0")
@@ -366,5 +372,6 @@ _OPTIONS = (
     _Option("ssl_check_hostname", _flag, tls=True, write=lambda on: "true" if on else "false"),
     _Option("ssl_keyfile", _text, tls=True, path=True),
     _Option("timeout", _seconds, write=_number),
+    _Option("wire", _text),
 )
 _BY_NAME = {option.name: option for option in _OPTIONS}
