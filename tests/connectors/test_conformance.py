@@ -203,7 +203,7 @@ class TestRedisInParts(InParts, TestRedis):
     @pytest.fixture(autouse=True)
     def nothing_left(self, connector, request):
         yield
-        if request.node.name != "test_a_broken_medium_is_a_connector_error":
+        if request.node.originalname != "test_a_broken_medium_is_a_connector_error":
             with Redis(unix_socket_path=self.server.socket_path) as self.client:
                 assert self.no_parts_are_left()
 
