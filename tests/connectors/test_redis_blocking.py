@@ -98,6 +98,15 @@ def test_objects_in_parts(connector, redis_server, monkeypatch):
         assert [] == client.keys(f"*{connector._name('').decode()}*")
 
 
+def test_a_lease_goes_with_the_object(connector, redis_server):
+    """By either way."""
+    with admin(redis_server) as client:
+        for size in (KB, 3 * MB):
+            key = connector.put_sync([bytes(size)], ttl=500)
+            assert 400_000 < client.pttl(connector._name(key)) <= 500_000
+            assert bytes(size) == connector.get_sync(key)
+
+
 def test_one_connection_serves_one_thread(own_redis_server):
     """One after the other, threads share a connection, and it ends with the connector."""
     server = own_redis_server()

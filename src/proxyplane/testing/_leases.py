@@ -88,7 +88,7 @@ class LeaseTests(Harness):
         ]
         shortcut = getattr(leasing, "put_sync", None)
         if shortcut is not None:
-            keys.append(shortcut([b"x"], ttl=SHORT))
+            keys.append(await asyncio.to_thread(shortcut, [b"x"], ttl=SHORT))
         for key in keys:
             await until(partial(_absent, leasing, key))
 

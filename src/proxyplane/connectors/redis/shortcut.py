@@ -59,14 +59,14 @@ class Shortcut(DeferrableConnector):
         if self._blocking is not None:
             self._blocking.close()
 
-    def put_sync(self, frames: Frames, *, key: str | None = None) -> str:
+    def put_sync(self, frames: Frames, *, key: str | None = None, ttl: float | None = None) -> str:
         """Blocking twin of `put`."""
-        with Body(frames) as body:
+        with Body(frames, ttl) as body:
             if body.size <= FIRST and not in_parts(body):
                 stored = self._put_here(body, key)
                 if stored is not None:
                     return stored
-        return self._by_loop(self.put(frames, key=key))
+        return self._by_loop(self.put(frames, key=key, ttl=ttl))
 
     def get_sync(self, key: str, *, size: int | None = None) -> Buffer | None:
         """Blocking twin of `get`."""
@@ -161,6 +161,10 @@ class Shortcut(DeferrableConnector):
         return self._blocking.exchange(pieces, size, count, once=once, undo=undo)
 
     # -- what the connector itself has -----------------------------------------------------------
+
+    @abstractmethod
+    async def put(self, frames: Frames, *, key: str | None = None, ttl: float | None = None) -> str:
+        """See `RedisConnector.put`."""
 
     @abstractmethod
     def _name(self, key: str) -> bytes: ...
