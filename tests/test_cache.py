@@ -212,7 +212,7 @@ def test_finaliser_at_any_line_of_a_change(operation):
     for action in nested:
         for at in range(1, lines + 1):
             run(at, action)
-            assert sum(size for _, size in cache._entries.values()) == cache.nbytes
+            assert sum(entry[1] for entry in cache._entries.values()) == cache.nbytes
             assert len(cache) <= cache.max_items and cache.nbytes <= cache.max_bytes
 
 
@@ -230,7 +230,7 @@ def test_collector_inside_the_lock_does_not_deadlock():
     finally:
         gc.set_threshold(*threshold)
     gc.collect()
-    assert sum(size for _, size in cache._entries.values()) == cache.nbytes
+    assert sum(entry[1] for entry in cache._entries.values()) == cache.nbytes
 
 
 def test_fifty_threads_keep_the_sum_right():
@@ -264,7 +264,7 @@ def test_fifty_threads_keep_the_sum_right():
     finally:
         sys.setswitchinterval(interval)
     assert [] == errors
-    assert sum(size for _, size in cache._entries.values()) == cache.nbytes
+    assert sum(entry[1] for entry in cache._entries.values()) == cache.nbytes
     assert len(cache) <= 8 and cache.nbytes <= 64
 
 

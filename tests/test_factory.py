@@ -22,7 +22,6 @@ from proxyplane.exceptions import (
     BlockingResolveWarning,
     ConfigError,
     ConnectorUnavailableError,
-    KeyExistsError,
     ProxyResolveError,
     ProxyResolveMissingKeyError,
 )
@@ -186,10 +185,11 @@ class TestRedisFactory:
         assert pp.RedisFactory(None, url=redis_url)() is None
 
     def test_taken_key(self, redis_url: str) -> None:
-        """A key is written once."""
-        pp.RedisFactory([1], key="once", url=redis_url)
-        with pytest.raises(KeyExistsError):
-            pp.RedisFactory([2], key="once", url=redis_url)
+        """What a key holds is replaced, and a strict factory gets the latest."""
+        strict = pp.RedisFactory([1], key="again", url=redis_url, strict=True)
+        assert strict() == [1]
+        pp.RedisFactory([2], key="again", url=redis_url)
+        assert strict() == [2]
 
     @pytest.mark.usefixtures("lazy")
     def test_proxy_travels(self, redis_url: str) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import proxyplane as pp
-from proxyplane.exceptions import KeyExistsError
 
 
 @pytest.fixture
@@ -46,10 +45,10 @@ class TestProxying:
             pp.RedisFactory(url=redis_url)
 
     def test_taken_key(self, redis_url: str, key: str) -> None:
-        """Keys are write-once, so a second object under one key is refused."""
+        """A second object under one key takes the place of the first."""
         pp.RedisFactory([1], key=key, url=redis_url)
-        with pytest.raises(KeyExistsError):
-            pp.RedisFactory([2], key=key, url=redis_url)
+        pp.RedisFactory([2], key=key, url=redis_url)
+        assert pp.Proxy(pp.RedisFactory(key=key, url=redis_url)) == [2]
 
     async def test_awaited(self, redis_url: str) -> None:
         """Such a proxy can be awaited like any other."""

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.io_thread import Outcome, io_thread
 from proxyplane._runtime.workers import run_in_worker
+from proxyplane._store_names import evict_all, evict_all_here
 from proxyplane.abc import Connector, SupportsSync
 from proxyplane.config import StoreConfig, connector_from_url, redact
 from proxyplane.exceptions import (
@@ -242,7 +243,7 @@ async def _evict_keys(factory: StoreFactory[Any], keys: list[str]) -> None:
     except IOThreadError:
         connector = connector_from_url(config.connector)
     try:
-        await connector.evict_batch(keys)
+        await evict_all(connector, keys)
     except IOThreadError:
         _evict_here(connector, keys)
     finally:
@@ -253,8 +254,7 @@ def _evict_here(connector: Connector, keys: list[str]) -> None:
     """Evicts on the library's loop, at exit, when no thread can be started any more."""
     if not isinstance(connector, SupportsSync):
         raise ConnectorError(f"{connector!r} cannot evict without threads")
-    for key in keys:
-        connector.evict_sync(key)
+    evict_all_here(connector, keys)
 
 
 def _at_end_of_child(call: Callable[[], object]) -> None:

@@ -6,17 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from proxyplane._runtime import eager
+from proxyplane._resolving import start_behind
 from proxyplane.factory import StoreFactory
 from proxyplane.proxy import (
     Proxy,
     aresolve,
     extract,
     get_factory,
-    get_interest,
     is_resolved,
     resolve_async,
-    set_interest,
 )
 
 T = TypeVar("T")
@@ -94,8 +92,9 @@ def prefetch(proxies: Iterable[Any]) -> None:
     one of them meanwhile does not wait for its turn. A proxy that dies before its turn is not
     fetched. If a fetch fails, the first use of that proxy tries again and raises.
 
-    Proxies that evict are left alone, since only a use claims their object. What is resolved, or no
-    proxy, is passed over.
+    Proxies that evict are left alone, since only a use claims their object. A strict proxy is not
+    resolved by it: its first use looks whether what was fetched is still the latest. What is
+    resolved, or no proxy, is passed over.
 
     Args:
         proxies: What will be needed soon, first things first.
@@ -110,8 +109,4 @@ def _start(proxy: Proxy[Any]) -> None:
     if not isinstance(factory, StoreFactory):
         resolve_async(proxy)  # what its factory costs is not known, and it has threads of its own
     elif not factory.evict:
-        interest = get_interest(proxy)
-        if interest is not None and (interest.source or interest.flying):
-            interest.asked = True
-        else:
-            set_interest(proxy, eager.ask(proxy, factory))
+        start_behind(proxy, factory)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from proxyplane._runtime import flights
+from proxyplane._runtime import eager, flights
 from proxyplane._runtime.blocking import about_to_block
 from proxyplane._runtime.flight import Flight
-from proxyplane._slots import factory_of, get_interest, get_target, is_resolved, require_proxy
+from proxyplane._slots import (
+    factory_of,
+    get_interest,
+    get_target,
+    is_resolved,
+    require_proxy,
+    set_interest,
+)
 from proxyplane.cache import MISSING
 from proxyplane.exceptions import ProxyResolveError
-from proxyplane.factory import CallableSource, StoreFactory
+from proxyplane.factory import CallableSource, StoreFactory, ahead_of
 
 if TYPE_CHECKING:
     from proxyplane.proxy import Proxy
@@ -103,16 +110,30 @@ def resolve(proxy: Proxy[Any]) -> None:
 def resolve_async(proxy: Proxy[Any]) -> None:
     """Starts to resolve a proxy in the background and returns at once.
 
-    Does nothing if the proxy is resolved. If it fails, the first use of the proxy tries again and
-    raises.
+    Does nothing if the proxy is resolved. A strict proxy is not resolved by it: its first use looks
+    whether what was fetched is still the latest. If it fails, the first use of the proxy tries
+    again and raises.
     """
     require_proxy(proxy)
     if is_resolved(proxy):
+        return
+    factory = factory_of(proxy)
+    if isinstance(factory, StoreFactory) and factory.strict and not factory.evict:
+        start_behind(proxy, factory)
         return
     flight = _join(proxy, _source(proxy))
     if flight is not None:
         flight.start()
         flight.leave()
+
+
+def start_behind(proxy: Proxy[Any], factory: StoreFactory[Any]) -> None:
+    """Has the background begin with a proxy as soon as it has a place."""
+    interest = get_interest(proxy)
+    if interest is not None and (interest.source or interest.flying):
+        interest.asked = True
+    else:
+        set_interest(proxy, eager.ask(proxy, ahead_of(factory)))
 
 
 def extract(proxy: Proxy[T]) -> T:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
 from proxyplane import _stores, serialization
 from proxyplane._operations import Known, Operation
-from proxyplane._runtime.source import decoding
+from proxyplane._runtime.source import Ahead, decoding
 from proxyplane._store_checks import decoding_stalls, require_tags
+from proxyplane._store_names import NAMING, Steps, has_names, names_here, take_here
 from proxyplane._store_trust import signed, trust_of
 from proxyplane.abc import Buffer, Connector, DeferrableConnector, Serializer, SupportsSync
 from proxyplane.cache import LRUCache
 from proxyplane.config import StoreConfig
+from proxyplane.connectors._keys import is_made
 from proxyplane.exceptions import StoreClosedError
 from proxyplane.factory import StoreFactory
 from proxyplane.failures import FAILURES, TOLD, Failure
@@ -39,6 +41,8 @@ class StoreBase(ABC):
         self._cache = LRUCache(*config.cache_limits())
         self._config = config
         self.connector = connector
+        self._naming = has_names(connector)
+        self._names_here = names_here(connector)
         self._shortcut = connector if isinstance(connector, SupportsSync) else None
         self._closed = False
         self._to_end = self._to_clear = False  # what a close that failed leaves to the next one
@@ -102,9 +106,20 @@ class StoreBase(ABC):
 
     @abstractmethod
     def resolving(
-        self, key: str, size: int | None, evict: bool, deferred: bool, missing: Exception
+        self,
+        key: str,
+        size: int | None,
+        evict: bool,
+        deferred: bool,
+        missing: Exception,
+        strict: bool = False,
+        ahead: Ahead | None = None,
     ) -> Operation[Any]:
         """Gets the object of a proxy past the cache; raises `missing` if there is none."""
+
+    @abstractmethod
+    def reading_ahead(self, key: str, ahead: Ahead | None, missing: Exception) -> Operation[Ahead]:
+        """Gets an object for a proxy that looks once more when it is used."""
 
     @abstractmethod
     def evicting(self, key: str) -> Operation[bool]:
@@ -140,6 +155,30 @@ class StoreBase(ABC):
         medium = self._shortcut
         return None if medium is None else partial(call, medium)
 
+    def _is_name(self, key: str) -> bool:
+        """Whether the medium may have a record under a key."""
+        return self._naming and not is_made(key)
+
+    def _steps_here(self, steps: Callable[[Any], Steps[Any]]) -> Callable[[Any], Any] | None:
+        """The steps that a request makes, in this thread; None where the medium cannot."""
+        if not self._names_here:
+            return None
+        return lambda request: take_here(self.connector, steps(request))
+
+    def _require_strict(self) -> None:
+        if not self._naming:
+            raise NotImplementedError(
+                f"{type(self.connector).__name__} cannot replace what a key holds, so strict=True "
+                f"means nothing there; connectors that can: {', '.join(NAMING)}"
+            )
+
+    def _forget(self, keys: Sequence[str], gone: Any = None) -> Any:
+        # Before the medium evicts or replaces, which may fail halfway, and after: a reader in
+        # between may have left the object here again.
+        for key in keys:
+            self._cache.pop(key)
+        return gone
+
     def _chosen(self, serializer: SerializerLike) -> Serializer | None:
         if isinstance(serializer, str):
             return serialization.get_serializer(serializer)
@@ -168,19 +207,34 @@ class StoreBase(ABC):
     def _decoding_stalls(self, buffer: Buffer | None) -> bool:
         return decoding_stalls(buffer) or not (buffer is None or self.trust.ready)
 
-    def _decode(self, key: str, buffer: Buffer, since: int, cache: bool = True) -> Any:
+    def _decode(
+        self, key: str, buffer: Buffer, since: int, cache: bool = True, mark: str | None = None
+    ) -> Any:
         with decoding:
             obj = serialization.decode(buffer, trust=self.trust, key=key)
         if type(obj) is Failure:
             raise obj.to_raise()
         if cache:
-            self._cache.put(key, obj, len(buffer), since=since)
+            self._cache.put(key, obj, len(buffer), since=since, mark=mark)
         return obj
 
     def factory(
-        self, key: str, evict: bool, size: int | None, eager: bool | None = None
+        self,
+        key: str,
+        evict: bool,
+        size: int | None,
+        eager: bool | None = None,
+        strict: bool = False,
     ) -> StoreFactory[Any]:
         """What a proxy of `key` carries."""
         if eager is None:
             eager = self.eager
-        return StoreFactory(self.reference, key, evict=evict, eager=eager, size=size, store=self)
+        return StoreFactory(
+            self.reference,
+            key,
+            evict=evict,
+            eager=eager,
+            strict=strict,
+            size=size,
+            store=self,
+        )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from proxyplane import serialization
 from proxyplane._operations import Known, Operation
 from proxyplane._store_base import SerializerLike, StoreBase
 from proxyplane._store_checks import is_proxiable, require_key
+from proxyplane._store_names import Steps, publishing, step, storing, take
 from proxyplane._store_trust import key_of, put_all
-from proxyplane.abc import Buffer
+from proxyplane.abc import Buffer, SupportsSync
 from proxyplane.cache import MISSING
+from proxyplane.connectors._multi_tasks import to_the_end
 from proxyplane.hints import Hints
 from proxyplane.proxy import Proxy, make_proxy
 
@@ -23,10 +25,15 @@ class StorePuts(StoreBase):
     """The operations that store objects."""
 
     def putting(
-        self, obj: Any, key: str | None, serializer: SerializerLike, tags: Collection[str] = ()
+        self,
+        obj: Any,
+        key: str | None,
+        serializer: SerializerLike,
+        tags: Collection[str] = (),
+        overwrite: bool = True,
     ) -> Operation[str]:
         """Stores an object; gives its key."""
-        return self._putting(obj, key, serializer, tags, lambda key, size: key)
+        return self._putting(obj, key, serializer, tags, lambda key, size: key, overwrite)
 
     def proxying(
         self,
@@ -38,8 +45,11 @@ class StorePuts(StoreBase):
         skip_nonproxiable: bool,
         eager: bool | None = None,
         tags: Collection[str] = (),
+        strict: bool = False,
     ) -> Operation[Any]:
         """Stores an object; gives a proxy of it."""
+        if strict:
+            self._require_strict()
         if not is_proxiable(obj, skip_nonproxiable):
             return Known(obj)
         return self._putting(
@@ -47,7 +57,9 @@ class StorePuts(StoreBase):
             key,
             serializer,
             tags,
-            lambda key, size: self._make_proxy(obj, key, size, evict, eager, populate_target),
+            lambda key, size: self._make_proxy(
+                obj, key, size, evict, eager, populate_target, strict
+            ),
         )
 
     def _putting(
@@ -57,6 +69,7 @@ class StorePuts(StoreBase):
         serializer: SerializerLike,
         tags: Collection[str],
         result: Callable[[str, int], Any],
+        overwrite: bool = True,
     ) -> Operation[Any]:
         self.require_open()
         tagged = self._tagged(tags)
@@ -70,6 +83,15 @@ class StorePuts(StoreBase):
             size = serialization.frames_size(frames)
             return frames
 
+        if key is not None and self._is_name(key):
+            return self._putting_name(
+                key,
+                lambda: (self._forget([key]), prepare())[1],
+                partial(self._encoding_stalls, obj),
+                tagged,
+                overwrite,
+                lambda key: result(key, size),
+            )
         return Operation(
             lambda: f"putting an object in {self!r}",
             io=lambda frames: self.connector.put(frames, key=key_of(frames, key), **tagged),
@@ -80,6 +102,68 @@ class StorePuts(StoreBase):
             prepare_stalls=partial(self._encoding_stalls, obj),
             finish=lambda key: result(str(key), size),
         )
+
+    def _putting_name(
+        self,
+        name: str,
+        prepare: Callable[[], list[Buffer]],
+        prepare_stalls: Callable[[], bool],
+        options: dict[str, Any],
+        overwrite: bool,
+        result: Callable[[str], Any],
+    ) -> Operation[Any]:
+        async def store(frames: list[Buffer]) -> None:
+            publication = await take(self.connector, storing(name, frames, options, overwrite))
+            # Between the two steps of this there is one object too many.
+            await to_the_end(take(self.connector, publishing(name, publication, overwrite)))
+
+        def all_steps(frames: list[Buffer]) -> Steps[None]:
+            publication = yield from storing(name, frames, options, overwrite)
+            yield from publishing(name, publication, overwrite)
+
+        return Operation(
+            lambda: f"putting {name!r} in {self!r}",
+            io=store,
+            io_here=self._steps_here(all_steps),
+            prepare=prepare,
+            prepare_stalls=prepare_stalls,
+            finish=lambda _: result(self._forget([name], name)),
+        )
+
+    def replacing(self, obj: Any, key: str, serializer: SerializerLike) -> Operation[Any]:
+        """Stores an object in the place of the one that a key holds, also if it is written once.
+
+        For the one who owns it. In one step, where the medium can do that.
+        """
+        operation = self._putting(obj, key, serializer, (), lambda key, size: key)
+        if self._is_name(key):
+            return operation
+        put, put_here = operation.io, operation.io_here
+
+        def replace_steps(frames: list[Buffer]) -> Steps[None]:
+            try:
+                yield step("swap", key, frames)
+            except NotImplementedError:  # a connector of others, in a `MultiConnector`
+                yield step("evict", key)
+                yield step("put", frames, key=key)
+
+        async def evict_and_put(frames: list[Buffer]) -> None:
+            await self.connector.evict(key)
+            await put(frames)
+
+        def evict_and_put_here(frames: list[Buffer]) -> None:
+            cast(SupportsSync, self.connector).evict_sync(key)
+            cast(Any, put_here)(frames)
+
+        if self._naming:
+            operation.io = lambda frames: take(self.connector, replace_steps(frames))
+            operation.io_here = self._steps_here(replace_steps)
+        else:
+            operation.io = evict_and_put
+            operation.io_here = put_here and evict_and_put_here
+        prepare = operation.prepare
+        operation.prepare = lambda: (self._forget([key]), prepare())[1]
+        return operation.then(lambda _: self._forget([key]))
 
     def putting_batch(
         self, objs: Sequence[Any], serializer: SerializerLike, tags: Collection[str] = ()
@@ -150,7 +234,11 @@ class StorePuts(StoreBase):
         evict: bool,
         eager: bool | None,
         populate_target: bool,
+        strict: bool = False,
     ) -> Proxy[T]:
-        # A proxy that has its target already would never make its claim.
-        target = obj if populate_target and not evict else MISSING
-        return make_proxy(self.factory(key, evict, size, eager), Hints.of(obj, size), target)
+        # A proxy that has its target already would never make its claim, nor look for the latest.
+        target = obj if populate_target and not evict and not strict else MISSING
+        hints = Hints.of(obj, size)
+        if hints.hash and self._is_name(key):
+            hints.hash = None  # by then it may be another object
+        return make_proxy(self.factory(key, evict, size, eager, strict), hints, target)

@@ -16,6 +16,7 @@ from proxyplane.config import StoreConfig
 from proxyplane.exceptions import StoreExistsError, StoreNotFoundError
 
 if TYPE_CHECKING:
+    from proxyplane._runtime.source import Ahead
     from proxyplane.config import OnBlocking
 
 
@@ -38,8 +39,17 @@ class ObjectStore(Protocol):
     def cached(self, key: str) -> Any: ...
 
     def resolving(
-        self, key: str, size: int | None, evict: bool, deferred: bool, missing: Exception
+        self,
+        key: str,
+        size: int | None,
+        evict: bool,
+        deferred: bool,
+        missing: Exception,
+        strict: bool = False,
+        ahead: Ahead | None = None,
     ) -> Any: ...
+
+    def reading_ahead(self, key: str, ahead: Ahead | None, missing: Exception) -> Any: ...
 
     def evicting(self, key: str) -> Any: ...
 

@@ -42,7 +42,9 @@ __all__ = [
     "FreshKey",
     "Parts",
     "Progress",
+    "RECORD_BYTES",
     "Serializer",
+    "SupportsNames",
     "SupportsSweep",
     "SupportsSync",
     "Swept",
@@ -84,6 +86,7 @@ class Connector(ABC):
             every reader at once, whether or not its space was given back yet.
         sync_waits: Whether the shortcut of `SupportsSync` waits for another process. Then what must
             not be interrupted between two steps does not take it.
+        reads_at_once: Whether an evict never disturbs a `get` that has begun.
     """
 
     scheme: ClassVar[str]
@@ -91,6 +94,7 @@ class Connector(ABC):
     takes_keys: ClassVar[bool] = False
     takes_ttl: ClassVar[bool] = False
     sync_waits: ClassVar[bool] = False
+    reads_at_once: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -307,6 +311,44 @@ class SupportsSweep(Protocol):
         """Removes everything whose lease has ended; never what has a lease, or none.
 
         An open connector does this in the background too, a little at a time.
+        """
+        ...
+
+
+RECORD_BYTES = 8192
+"""The most that `SupportsNames.swap` returns, in bytes; the records of stores are smaller."""
+
+
+@runtime_checkable
+class SupportsNames(Protocol):
+    """A connector that can replace what a key holds, in one step that nobody sees half done.
+
+    Stores need it for keys that can be put again. Such a key holds a small record that says where
+    the object is, and each object has a key of its own, which is written once.
+    """
+
+    async def swap(
+        self, key: str, frames: Frames | None, *, ttl: float | None = None
+    ) -> Buffer | None:
+        """Puts an object in the place of what a key holds, and returns what was there.
+
+        Every get, before and after and meanwhile, returns one of the two, and whole. Of many who
+        swap at once each gets what another one, or a put, had left there, and none gets the same.
+        A cancelled swap is done whole or not at all.
+
+        Args:
+            key: A key chosen by the caller; or one that is set, of a future.
+            frames: The bytes of the object, mostly few; None leaves nothing there.
+            ttl: Seconds that it has, where `Connector.takes_ttl`; by default it stays.
+
+        Returns:
+            What was there, of a large object at least the first `RECORD_BYTES` bytes; ``b""`` of
+            an object that was not swapped in, where its bytes are not at hand. None if the key
+            held nothing.
+
+        Raises:
+            ConnectorLostError: The connection broke, and it may or may not be done.
+            NotImplementedError: A part of this connector, on which the key would be, cannot.
         """
         ...
 

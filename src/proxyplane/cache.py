@@ -45,7 +45,7 @@ class LRUCache:
         self.max_items = max_items
         self.max_bytes = max_bytes
         self.drops = 0
-        self._entries: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._entries: OrderedDict[str, tuple[Any, int, str | None]] = OrderedDict()
         self._nbytes = 0
         self._changing = False
         self._lock = threading.RLock()  # a finaliser may come back in the same thread
@@ -57,7 +57,7 @@ class LRUCache:
         # out of step with the objects.
         self._lock = threading.RLock()
         self._changing = False
-        self._nbytes = sum(size for _, size in self._entries.values())
+        self._nbytes = sum(entry[1] for entry in self._entries.values())
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +75,25 @@ class LRUCache:
             except KeyError:
                 return MISSING
 
-    def put(self, key: str, obj: Any, size: int, *, since: int | None = None) -> None:
+    def get_marked(self, key: str) -> tuple[Any, str | None]:
+        """As `get`, and the mark that the object was put with."""
+        with self._lock:
+            try:
+                self._entries.move_to_end(key)
+                entry = self._entries[key]
+            except KeyError:
+                return MISSING, None
+            return entry[0], entry[2]
+
+    def put(
+        self,
+        key: str,
+        obj: Any,
+        size: int,
+        *,
+        since: int | None = None,
+        mark: str | None = None,
+    ) -> None:
         """Keeps an object in place of what the key held, and drops those used longest ago.
 
         Args:
@@ -84,12 +102,13 @@ class LRUCache:
             size: Its bytes.
             since: What `drops` was before the object was read. If it is more by now, the object
                 may have been evicted in the meantime, and is not kept.
+            mark: Tells this object from others that the key may hold.
         """
         keep = self.max_items > 0 and self.max_bytes > 0 and size <= self.max_bytes
         if not keep and not self._entries:
             return
-        entry = (obj, size)
-        dropped: list[tuple[Any, int]] = []
+        entry = (obj, size, mark)
+        dropped: list[tuple[Any, int, str | None]] = []
         with self._lock:
             if self._changing or (since is not None and since != self.drops):
                 return
@@ -105,7 +124,7 @@ class LRUCache:
                 self._changing = False
         dropped.clear()
 
-    def _remove(self, key: str | None, dropped: list[tuple[Any, int]]) -> None:
+    def _remove(self, key: str | None, dropped: list[tuple[Any, int, str | None]]) -> None:
         # One call takes an entry out, and the sum changes only by what went in or out, never to
         # a fixed value: so both are right whatever a finaliser does between any two lines.
         try:
@@ -117,7 +136,7 @@ class LRUCache:
 
     def pop(self, key: str) -> Any:
         """Drops a key and returns its object; `MISSING` when it is not here."""
-        dropped: list[tuple[Any, int]] = []
+        dropped: list[tuple[Any, int, str | None]] = []
         with self._lock:
             self.drops += 1
             self._remove(key, dropped)
@@ -128,7 +147,7 @@ class LRUCache:
         with self._lock:
             self.drops += 1
             dropped, self._entries = self._entries, OrderedDict()
-            self._nbytes -= sum(size for _, size in dropped.values())
+            self._nbytes -= sum(entry[1] for entry in dropped.values())
         dropped.clear()
 
     def __contains__(self, key: str) -> bool:

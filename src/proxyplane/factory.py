@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from proxyplane import _stores
 from proxyplane._runtime.blocking import about_to_block
+from proxyplane._runtime.source import Ahead
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane.abc import Factory
 from proxyplane.cache import MISSING
@@ -23,6 +24,7 @@ T = TypeVar("T")
 EVICT = 1
 DEFERRED = 2
 EAGER_OFF = 4
+STRICT = 8
 
 
 class CallableSource(Generic[T]):
@@ -93,11 +95,22 @@ class StoreFactory(Factory[T]):
         deferred: Whether the object may come later, and is to be waited for.
         eager: Whether a proxy that carries this starts to resolve where it arrives. One that evicts
             never does: a claim is made by the first use.
+        strict: Whether the first use looks for the latest object of the key.
         size: Size of the encoded object in bytes, if known.
         store: The store itself, where it is at hand.
     """
 
-    __slots__ = ("_store", "deferred", "eager", "evict", "key", "reference", "size")
+    __slots__ = (
+        "_store",
+        "ahead",
+        "deferred",
+        "eager",
+        "evict",
+        "key",
+        "reference",
+        "size",
+        "strict",
+    )
 
     works_anywhere = False
 
@@ -109,6 +122,7 @@ class StoreFactory(Factory[T]):
         evict: bool = False,
         deferred: bool = False,
         eager: bool = True,
+        strict: bool = False,
         size: int | None = None,
         store: _stores.ObjectStore | None = None,
     ) -> None:
@@ -117,6 +131,8 @@ class StoreFactory(Factory[T]):
         self.evict = evict
         self.deferred = deferred
         self.eager = eager
+        self.strict = strict
+        self.ahead: Ahead | None = None  # what was fetched before the first use
         self.size = size
         self._store = store
 
@@ -170,8 +186,8 @@ class StoreFactory(Factory[T]):
     def __hash__(self) -> int:
         return hash(self._identity())
 
-    def _identity(self) -> tuple[str, str, bool]:
-        return self.reference, self.key, self.evict
+    def _identity(self) -> tuple[str, str, bool, bool]:
+        return self.reference, self.key, self.evict, self.strict
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self}>"
@@ -202,6 +218,8 @@ class StoreFactory(Factory[T]):
             else:
                 key = packed if packed.hex() == self.key else self.key
         flags = EVICT * self.evict | DEFERRED * self.deferred | EAGER_OFF * (not self.eager)
+        if self.strict:
+            flags |= STRICT
         return self.reference, key, flags
 
     # -- as the source of a flight; see `proxyplane._runtime.source.Source` --------------------
@@ -234,8 +252,11 @@ class StoreFactory(Factory[T]):
 
     @property
     def flight_key(self) -> Hashable | None:
-        """Proxies of one object share a fetch, except where each use is a claim of its own."""
-        return None if self.evict else (self.reference, self.key)
+        """Proxies of one object share a fetch, except where each use is a claim of its own.
+
+        And where it looks for the latest object: a fetch that has begun may have one before that.
+        """
+        return None if self.evict or self.strict else (self.reference, self.key)
 
     @property
     def claims(self) -> bool:
@@ -244,7 +265,7 @@ class StoreFactory(Factory[T]):
 
     def cached(self) -> Any:
         """The object from the store's cache, or MISSING. One that evicts is never cached."""
-        store = None if self.evict else self._store_at_hand()
+        store = None if self.evict or self.strict else self._store_at_hand()
         return MISSING if store is None else store.cached(self.key)
 
     def work(self) -> T:
@@ -265,6 +286,7 @@ class StoreFactory(Factory[T]):
     def decode(self, fetched: Any) -> T:
         """Makes the object."""
         operation, reply = fetched
+        self.ahead = None
         return cast(T, operation.finish(reply))
 
     def decoding_stalls(self, fetched: Any) -> bool:
@@ -273,15 +295,80 @@ class StoreFactory(Factory[T]):
         return cast(bool, operation.finish_stalls(reply))
 
     def _operation(self) -> Any:
-        store = self.store
+        return self.store.resolving(
+            self.key,
+            self.size,
+            self.evict,
+            self.deferred,
+            self._missing(),
+            self.strict,
+            self.ahead,
+        )
+
+    def _missing(self) -> ProxyResolveMissingKeyError:
         late = "it was claimed by another consumer, or it" if self.evict else "it"
-        missing = ProxyResolveMissingKeyError(
+        return ProxyResolveMissingKeyError(
             f"there is no {self}",
             key=self.key,
-            store=store.name,
+            store=self.store.name,
             hint=f"{late} was evicted or has expired",
         )
-        return store.resolving(self.key, self.size, self.evict, self.deferred, missing)
+
+
+class AheadSource:
+    """The source of a flight that fetches, before its use, the object of a strict proxy.
+
+    That one is not resolved by it: it looks once more when it is used.
+
+    Args:
+        factory: The factory of the proxy.
+    """
+
+    works_here = False
+    works_anywhere = False
+    claims = False
+
+    def __init__(self, factory: StoreFactory[Any]) -> None:
+        self._factory = factory
+        self.size = factory.size
+        self.flight_key = ("ahead", factory.reference, factory.key)
+
+    def __str__(self) -> str:
+        return f"{self._factory} ahead of its use"
+
+    def cached(self) -> Any:
+        """Nothing: what the cache has may not be the latest."""
+        return MISSING
+
+    def work(self) -> Any:
+        """Fetches and decodes; blocks this thread."""
+        self._factory.prepare()
+        return self._operation().work()
+
+    async def fetch(self) -> Any:
+        """Reads on the running loop; what it returns is for `decode`."""
+        await self._factory._aprepare()
+        operation = self._operation()
+        return operation, await operation.io(None)
+
+    def decode(self, fetched: Any) -> Any:
+        """Makes the object, and what tells it from others."""
+        operation, reply = fetched
+        return operation.finish(reply)
+
+    def decoding_stalls(self, fetched: Any) -> bool:
+        """Whether that takes too long for the thread of a running loop."""
+        operation, reply = fetched
+        return cast(bool, operation.finish_stalls(reply))
+
+    def _operation(self) -> Any:
+        factory = self._factory
+        return factory.store.reading_ahead(factory.key, factory.ahead, factory._missing())
+
+
+def ahead_of(factory: StoreFactory[Any]) -> Any:
+    """Where the background gets the object of a proxy from."""
+    return AheadSource(factory) if factory.strict else factory
 
 
 def rebuild_factory(
@@ -296,6 +383,8 @@ def rebuild_factory(
     factory.evict = flags & EVICT != 0
     factory.deferred = flags & DEFERRED != 0
     factory.eager = not flags & EAGER_OFF
+    factory.strict = flags & STRICT != 0
+    factory.ahead = None
     factory.size = size
     factory._store = None
     return factory
@@ -310,13 +399,14 @@ class RedisFactory(StoreFactory[T]):
     Given an object it stores it first, which blocks.
 
     Args:
-        obj: The object to store; leave it out if it is there already.
+        obj: The object to store, in the place of what the key holds; leave it out if it is there
+            already.
         key: The object's key; may be left out when an object is given.
         url: URL of the server, as for `proxyplane.RedisConnector`.
+        strict: Whether each proxy of it gets the latest object of the key at its first use.
 
     Raises:
         TypeError: Neither an object nor a key was given.
-        KeyExistsError: An object was given and the key is taken.
         ConfigError: The URL is wrong.
         ConnectorError: The server failed.
     """
@@ -327,6 +417,7 @@ class RedisFactory(StoreFactory[T]):
         *,
         key: str | None = None,
         url: str = "redis://localhost:6379/0",
+        strict: bool = False,
     ) -> None:
         # Opened by whatever spelling of the URL, and then named by the store's own.
         store = _stores.open_reference(StoreConfig("RedisFactory", url).to_url())
@@ -335,4 +426,4 @@ class RedisFactory(StoreFactory[T]):
             key = operation.perform_blocking(store.on_blocking)
         elif key is None:
             raise TypeError("RedisFactory needs an object, a key, or both")
-        super().__init__(store.reference, cast(str, key), store=store)
+        super().__init__(store.reference, cast(str, key), strict=strict, store=store)

@@ -174,8 +174,9 @@ async def aupdate(
     """Stores what a reference has as its target in the place of the object.
 
     Borrows that are made from now on read it, in every process. A reference that is not resolved
-    has nothing to store. If storing fails, the reference still has its target, and the update can
-    be repeated; in between, the store may hold nothing.
+    has nothing to store. Who reads meanwhile gets the object as it was or as it is now, and whole.
+    If storing fails, the reference still has its target, and the update can be repeated. Where the
+    connector cannot replace an object in one step, the store holds nothing in between.
 
     Args:
         reference: An owner that lends to nobody, or a mutable borrow.
@@ -251,16 +252,17 @@ def cloning(owner: OwnedProxy[T]) -> Operation[OwnedProxy[T]]:
     def own(key: str) -> OwnedProxy[T]:
         return make_owner(store.factory(key, False, factory.size), hints)
 
+    fetching = store.fetching(factory.key, factory.size)
+
     async def copy_in_store(_: None) -> OwnedProxy[T]:
-        buffer = found(await store.connector.get(factory.key, size=factory.size))
+        buffer = found(await fetching.io(None))
         frames = await readdressed(store.trust, store.connector, buffer, factory.key)
         return own(await _put(store, frames))
 
     def copy_here(_: None) -> OwnedProxy[T]:
-        medium = store.connector
-        buffer = found(medium.get_sync(factory.key))
-        frames = readdressed_here(store.trust, medium, buffer, factory.key)
-        return own(medium.put_sync(frames, key=key_of(frames)))
+        buffer = found(fetching.io_here(None))
+        frames = readdressed_here(store.trust, store.connector, buffer, factory.key)
+        return own(store.connector.put_sync(frames, key=key_of(frames)))
 
     def finish(made: OwnedProxy[T]) -> OwnedProxy[T]:
         if target is not MISSING:
@@ -270,7 +272,7 @@ def cloning(owner: OwnedProxy[T]) -> Operation[OwnedProxy[T]]:
     return Operation(
         f"cloning {factory}",
         io=copy_in_store,
-        io_here=copy_here if store.has_shortcut else None,
+        io_here=copy_here if fetching.io_here else None,
         finish=finish,
         finish_stalls=lambda _: target is not MISSING and (factory.size or LARGE) >= LARGE,
     )
@@ -287,21 +289,15 @@ def updating(
         return Known(None)
     factory = cast("ReferenceFactory[Any]", factory_of(reference))
     store, key = factory.store, factory.key
-    # The operation that puts it, under a key that has to be free first.
-    putting = store.putting(target, key, serializer)
+    putting = store.replacing(target, key, serializer)
     put, put_here = putting.io, putting.io_here
-
-    async def replace(frames: Any) -> None:
-        await store.evicting(key).perform()
-        await put(frames)
 
     async def replace_whole(frames: Any) -> None:
         begin(frames)
-        await one.whole(replace(frames))
+        await one.whole(put(frames))
 
     def replace_here(frames: Any) -> None:
         begin(frames)
-        store.evicting(key).work()
         put_here(frames)
 
     def begin(frames: Any) -> None:

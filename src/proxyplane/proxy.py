@@ -31,7 +31,7 @@ from proxyplane._slots import (
 )
 from proxyplane._stored import aevict, evict, get_factory, get_key, get_size
 from proxyplane.cache import MISSING
-from proxyplane.factory import EAGER_OFF, EVICT, StoreFactory, rebuild_factory
+from proxyplane.factory import EAGER_OFF, EVICT, StoreFactory, ahead_of, rebuild_factory
 from proxyplane.hints import NO_HINTS, Hints
 from proxyplane.locker import ProxyLocker
 
@@ -309,7 +309,7 @@ def rebuild(
     factory = rebuild_factory(reference, key, flags, size)
     proxy: Proxy[Any] = make_proxy(factory, Hints.from_flat(size, type_name, hash, seed))
     if not flags & (EVICT | EAGER_OFF):
-        set_interest(proxy, eager.arrive(proxy, factory))
+        set_interest(proxy, eager.arrive(proxy, ahead_of(factory)))
     return proxy
 
 

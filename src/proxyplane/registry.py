@@ -156,6 +156,7 @@ def to_proxy(
     obj: T,
     *,
     key: str | None = None,
+    strict: bool = False,
     store: Store | BlockingStore | None = None,
     evict: bool = False,
     populate_target: bool = True,
@@ -166,7 +167,7 @@ def to_proxy(
         As `ato_proxy`.
     """
     store = default_store() if store is None else _underneath(store)
-    operation = store.proxying(obj, key, None, evict, populate_target, False)
+    operation = store.proxying(obj, key, None, evict, populate_target, False, strict=strict)
     return cast("Proxy[T]", operation.perform_blocking(store.on_blocking))
 
 
@@ -174,6 +175,7 @@ async def ato_proxy(
     obj: T,
     *,
     key: str | None = None,
+    strict: bool = False,
     store: Store | BlockingStore | None = None,
     evict: bool = False,
     populate_target: bool = True,
@@ -182,7 +184,9 @@ async def ato_proxy(
 
     Args:
         obj: Any object that can be pickled, but not None and not a bool.
-        key: A key of your own; by default a new unique one. Keys are write-once.
+        key: A key of your own; by default a new unique one. What it holds is replaced.
+        strict: Whether the first use of the proxy, and of each copy, gets the latest object of the
+            key, and never one that was replaced before.
         store: Where to, async or blocking; by default the `default_store`.
         evict: Whether the first use of a copy of the proxy removes the object.
         populate_target: Whether the proxy returned here has its target from the start, which keeps
@@ -190,9 +194,12 @@ async def ato_proxy(
 
     Raises:
         NonProxiableTypeError: The object is None or a bool.
-        KeyExistsError: `key` is taken.
+        KeyExistsError: `key` is taken, and the connector cannot replace what it holds.
+        NotImplementedError: `strict`, and the connector cannot replace objects.
         SerializationError: The object cannot be encoded.
         ConnectorError: The medium failed.
     """
     store = default_store() if store is None else _underneath(store)
-    return await store.proxy(obj, key=key, evict=evict, populate_target=populate_target)
+    return await store.proxy(
+        obj, key=key, strict=strict, evict=evict, populate_target=populate_target
+    )

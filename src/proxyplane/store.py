@@ -193,6 +193,7 @@ class Store(StoreCore):
         obj: Any,
         *,
         key: str | None = None,
+        overwrite: bool = True,
         serializer: SerializerLike = None,
         tags: Collection[str] = (),
         progress: Progress | None = None,
@@ -201,7 +202,9 @@ class Store(StoreCore):
 
         Args:
             obj: Any object that pickle or cloudpickle can encode.
-            key: A key of your own; by default a new unique one. Keys are write-once.
+            key: A key of your own; by default a new unique one, which is written once. An object
+                that your key holds is replaced in one step: a reader gets the one or the other.
+            overwrite: Whether that is wanted; if not, a key that is taken is an error.
             serializer: A serialiser, or its id, for this object.
             tags: Tags of the object, by which a `MultiConnector` decides where it goes.
             progress: Called as ``progress(done, total)``, in bytes, some 20 times in a second at
@@ -210,7 +213,8 @@ class Store(StoreCore):
                 If it raises, that ends the call, and nothing is stored under a key that was made.
 
         Raises:
-            KeyExistsError: `key` is taken.
+            KeyExistsError: `key` is taken, and is not to be overwritten or cannot be: not every
+                connector can, and keys that a store made are written once.
             NoConnectorError: No connector of a `MultiConnector` takes the object.
             NotImplementedError: There are tags, and the connector has no use for them.
             SerializationError: The object cannot be encoded.
@@ -218,7 +222,7 @@ class Store(StoreCore):
             StoreClosedError: The store was closed.
             ConnectorError: The medium failed.
         """
-        operation = self.putting(obj, key, serializer, tags)
+        operation = self.putting(obj, key, serializer, tags, overwrite)
         if progress is not None:
             operation = self.told(operation, progress, made=key is None)
         return await operation.perform()
@@ -238,38 +242,57 @@ class Store(StoreCore):
         return await self.putting_batch(objs, serializer, tags).perform()
 
     @overload
-    async def get(self, key: str, *, progress: Progress | None = None) -> Any | None: ...
+    async def get(
+        self, key: str, *, strict: bool = ..., progress: Progress | None = None
+    ) -> Any | None: ...
     @overload
-    async def get(self, key: str, default: T, *, progress: Progress | None = None) -> Any | T: ...
+    async def get(
+        self, key: str, default: T, *, strict: bool = ..., progress: Progress | None = None
+    ) -> Any | T: ...
 
-    async def get(self, key: str, default: Any = None, *, progress: Progress | None = None) -> Any:
+    async def get(
+        self,
+        key: str,
+        default: Any = None,
+        *,
+        strict: bool = False,
+        progress: Progress | None = None,
+    ) -> Any:
         """Gets an object; `default` if the key holds none.
 
-        An object in the cache is returned as it is, also when it was evicted elsewhere.
+        An object in the cache is returned as it is, also when it was evicted elsewhere, or replaced
+        by another one.
 
         Args:
             key: The key.
             default: What to return if it holds nothing.
+            strict: Whether the object must be the one that the key holds now. One in the cache is
+                then returned only if it is that; to know it takes a look at the medium, and no
+                transfer of the object.
             progress: As for `put`. What is mapped, and not moved, is done at once; for an object
                 in the cache the call is ``progress(0, 0)``, and for none at all there is none.
 
         Raises:
+            NotImplementedError: `strict`, and the connector cannot replace objects.
+            ObjectLostError: The medium lost the object of a key of your own.
             SerializationError: What the key holds cannot be decoded.
             StoreClosedError: The store was closed.
             ConnectorError: The medium failed.
         """
-        operation = self.getting(key, default)
+        operation = self.getting(key, default, strict)
         if progress is not None:
             operation = self.told(operation, progress)
         return await operation.perform()
 
-    async def get_batch(self, keys: Sequence[str], default: Any = None) -> list[Any]:
+    async def get_batch(
+        self, keys: Sequence[str], default: Any = None, *, strict: bool = False
+    ) -> list[Any]:
         """Gets many objects, in the order of the keys; `default` for a key that holds none.
 
         Raises:
             As `get`.
         """
-        return await self.getting_batch(keys, default).perform()
+        return await self.getting_batch(keys, default, strict).perform()
 
     async def exists(self, key: str) -> bool:
         """Whether the key holds an object now; asks the medium, never the cache.
@@ -308,6 +331,7 @@ class Store(StoreCore):
         obj: T,
         *,
         key: str | None = None,
+        strict: bool = False,
         evict: bool = False,
         eager: bool | None = None,
         serializer: SerializerLike = None,
@@ -321,6 +345,9 @@ class Store(StoreCore):
         Args:
             obj: As for `put`, but not None and not a bool, which are compared with ``is``.
             key: As for `put`.
+            strict: Whether the first use of the proxy, and of each copy, gets the latest object of
+                the key, and never one that was replaced before. Otherwise it may be any that the
+                key held since the proxy was made. The proxy returned here is then unresolved.
             evict: Whether the first use of a copy of the proxy removes the object; later uses of
                 others find it missing. The proxy returned here is then unresolved.
             eager: Whether copies of the proxy resolve in the background where they arrive; by
@@ -338,7 +365,7 @@ class Store(StoreCore):
             As `put`.
         """
         proxying = self.proxying(
-            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags
+            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags, strict
         )
         if progress is not None:
             proxying = self.told(proxying, progress, made=key is None)
@@ -379,6 +406,7 @@ class Store(StoreCore):
         obj: T,
         *,
         key: str | None = None,
+        strict: bool = False,
         evict: bool = False,
         eager: bool | None = None,
         serializer: SerializerLike = None,
@@ -394,6 +422,7 @@ class Store(StoreCore):
             await self.proxy(
                 obj,
                 key=key,
+                strict=strict,
                 evict=evict,
                 eager=eager,
                 serializer=serializer,
@@ -428,16 +457,25 @@ class Store(StoreCore):
         return owner
 
     def proxy_from_key(
-        self, key: str, *, evict: bool = False, eager: bool | None = None
+        self,
+        key: str,
+        *,
+        strict: bool = False,
+        evict: bool = False,
+        eager: bool | None = None,
     ) -> Proxy[Any]:
         """A proxy of the object that `key` holds; does not look whether it does.
 
         Args:
             key: A key that `put` returned.
+            strict: As for `proxy`.
             evict: As for `proxy`.
             eager: As for `proxy`.
+
+        Raises:
+            NotImplementedError: `strict`, and the connector cannot replace objects.
         """
-        return self.proxy_of_key(key, evict, eager)
+        return self.proxy_of_key(key, evict, eager, strict)
 
     # -- futures --------------------------------------------------------------------------------
 

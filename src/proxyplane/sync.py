@@ -153,12 +153,13 @@ class Store:
         obj: Any,
         *,
         key: str | None = None,
+        overwrite: bool = True,
         serializer: SerializerLike = None,
         tags: Collection[str] = (),
         progress: Progress | None = None,
     ) -> str:
         """Blocking twin of `proxyplane.Store.put`."""
-        operation = self._store.putting(obj, key, serializer, tags)
+        operation = self._store.putting(obj, key, serializer, tags, overwrite)
         if progress is not None:
             operation = self._store.told(operation, progress, made=key is None)
         return self._do(operation)
@@ -174,20 +175,33 @@ class Store:
         return self._do(self._store.putting_batch(objs, serializer, tags))
 
     @overload
-    def get(self, key: str, *, progress: Progress | None = None) -> Any | None: ...
+    def get(
+        self, key: str, *, strict: bool = ..., progress: Progress | None = None
+    ) -> Any | None: ...
     @overload
-    def get(self, key: str, default: T, *, progress: Progress | None = None) -> Any | T: ...
+    def get(
+        self, key: str, default: T, *, strict: bool = ..., progress: Progress | None = None
+    ) -> Any | T: ...
 
-    def get(self, key: str, default: Any = None, *, progress: Progress | None = None) -> Any:
+    def get(
+        self,
+        key: str,
+        default: Any = None,
+        *,
+        strict: bool = False,
+        progress: Progress | None = None,
+    ) -> Any:
         """Blocking twin of `proxyplane.Store.get`."""
-        operation = self._store.getting(key, default)
+        operation = self._store.getting(key, default, strict)
         if progress is not None:
             operation = self._store.told(operation, progress)
         return self._do(operation)
 
-    def get_batch(self, keys: Sequence[str], default: Any = None) -> list[Any]:
+    def get_batch(
+        self, keys: Sequence[str], default: Any = None, *, strict: bool = False
+    ) -> list[Any]:
         """Blocking twin of `proxyplane.Store.get_batch`."""
-        return self._do(self._store.getting_batch(keys, default))
+        return self._do(self._store.getting_batch(keys, default, strict))
 
     def exists(self, key: str) -> bool:
         """Blocking twin of `proxyplane.Store.exists`."""
@@ -212,6 +226,7 @@ class Store:
         obj: T,
         *,
         key: str | None = None,
+        strict: bool = False,
         evict: bool = False,
         eager: bool | None = None,
         serializer: SerializerLike = None,
@@ -222,7 +237,7 @@ class Store:
     ) -> Proxy[T]:
         """Blocking twin of `proxyplane.Store.proxy`."""
         operation = self._store.proxying(
-            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags
+            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags, strict
         )
         if progress is not None:
             operation = self._store.told(operation, progress, made=key is None)
@@ -252,6 +267,7 @@ class Store:
         obj: T,
         *,
         key: str | None = None,
+        strict: bool = False,
         evict: bool = False,
         eager: bool | None = None,
         serializer: SerializerLike = None,
@@ -263,6 +279,7 @@ class Store:
             self.proxy(
                 obj,
                 key=key,
+                strict=strict,
                 evict=evict,
                 eager=eager,
                 serializer=serializer,
@@ -285,10 +302,15 @@ class Store:
         return self._do(owning(self._store, obj, serializer, populate_target, skip_nonproxiable))
 
     def proxy_from_key(
-        self, key: str, *, evict: bool = False, eager: bool | None = None
+        self,
+        key: str,
+        *,
+        strict: bool = False,
+        evict: bool = False,
+        eager: bool | None = None,
     ) -> Proxy[Any]:
         """Blocking twin of `proxyplane.Store.proxy_from_key`."""
-        return self._store.proxy_from_key(key, evict=evict, eager=eager)
+        return self._store.proxy_from_key(key, strict=strict, evict=evict, eager=eager)
 
     # -- futures --------------------------------------------------------------------------------
 

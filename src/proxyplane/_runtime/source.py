@@ -6,9 +6,21 @@ import asyncio
 import copy
 import threading
 from collections.abc import Hashable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from proxyplane.exceptions import ProxyResolveError
+
+
+class Ahead(NamedTuple):
+    """An object, fetched for a proxy that looks, when it is used, whether this is the latest.
+
+    Attributes:
+        generation: Tells it from others that its key may hold.
+        obj: The object.
+    """
+
+    generation: str
+    obj: Any
 
 
 class Source(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 
 from proxyplane._runtime import flights
 from proxyplane._runtime.io_thread import io_thread
+from proxyplane._runtime.source import Ahead
 from proxyplane.exceptions import IOThreadError
 
 # What an object of unknown size counts for, in bytes.
@@ -41,12 +42,21 @@ class Interest(weakref.ref[Any]):
         return self.source is not None
 
     def deliver(self, target: Any) -> Any:
-        """Resolves the proxy, and returns it so that it is dropped where that does no harm."""
+        """Resolves the proxy, unless it looks once more when it is used.
+
+        Returns:
+            What may be dropped only where that does no harm.
+        """
         self.source = self.flying = None
         proxy = self()
-        if proxy is not None:
+        if proxy is None:
+            return None
+        if type(target) is not Ahead:
             proxy.__proxy_accept__(target)
-        return proxy
+            return proxy
+        factory = proxy.__proxy_factory__
+        before, factory.ahead = factory.ahead, target
+        return proxy, before
 
     def leave(self) -> None:
         """Takes back what was started."""

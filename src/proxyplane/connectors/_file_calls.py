@@ -14,6 +14,7 @@ from proxyplane.connectors._file_errors import translate
 from proxyplane.connectors._file_io import Publisher, file_name, sweep
 from proxyplane.connectors._file_leases import Leases, deadline, has_ended, same_file
 from proxyplane.connectors._file_read import read
+from proxyplane.connectors._file_swap import Swapper
 from proxyplane.connectors._file_waiting import Registrations, Waiting, taken
 from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import KeyMaker
@@ -40,6 +41,7 @@ class FileCalls:
         self._directory = Directory("/" + os.path.abspath(path).lstrip("/"))
         self._leases = Leases(self._directory)
         self._publisher = Publisher(self._directory)
+        self._swapper = Swapper(self._directory, self._leases)
         self._registrations = Registrations(self._directory, self._leases)
         self._waiting = Waiting(self._directory, self._is_set_sync)
         self._keys = KeyMaker()
@@ -84,6 +86,12 @@ class FileCalls:
         self._check_open()
         return self._evict_sync(key)
 
+    def swap_sync(
+        self, key: str, frames: Frames | None, *, ttl: float | None = None
+    ) -> Buffer | None:
+        """Blocking twin of `swap`."""
+        return self._swap_sync(None if frames is None else views(frames), key, ttl, go_on)
+
     def _clear(self) -> None:
         try:
             for key, wrote in list(self._chosen.items()):
@@ -118,9 +126,7 @@ class FileCalls:
         check: Callable[[], None],
     ) -> str:
         self._check_open()
-        if not self._swept:
-            self._swept = True
-            sweep(self._directory)
+        self._sweep()
         name = self._keys.new() if key is None else str(key)
         checking = check if ttl is None else _until(require_ttl(ttl), check)
         while True:
@@ -129,9 +135,10 @@ class FileCalls:
                     self._publisher.publish(name, bodies, unique=True, check=checking)
                     self._wrote = True
                 else:
-                    self._chosen[key] = self._publisher.publish(
-                        file_name(key), bodies, unique=False, check=checking
-                    )
+                    with self._swapper.alone():
+                        self._chosen[key] = self._publisher.publish(
+                            file_name(key), bodies, unique=False, check=checking
+                        )
                     # A put under a key that was registered is as good as its set.
                     self._registrations.remove(key)
                 return name
@@ -151,6 +158,38 @@ class FileCalls:
             return self._leases.make_way(self._path(key))
         except OSError as exc:
             raise translate(exc, self._directory) from exc
+
+    def _swap_sync(
+        self,
+        bodies: list[memoryview] | None,
+        key: str,
+        ttl: float | None,
+        check: Callable[[], None],
+    ) -> bytes | None:
+        self._check_open()
+        self._sweep()
+        checking = check if ttl is None else _until(require_ttl(ttl), check)
+        while True:
+            try:
+                if bodies is None:
+                    self._registrations.remove(key)
+                    was = self._swapper.take(file_name(key))
+                    self._chosen.pop(key, None)
+                    return was if was is not None or self._missing() else None
+                was, self._chosen[key] = self._swapper.replace(file_name(key), bodies, checking)
+                self._registrations.remove(key)
+                return was
+            except OSError as exc:
+                if exc.errno == errno.ENOENT and not os.path.isdir(self._directory.path):
+                    self._directory.make()
+                    continue
+                raise translate(exc, self._directory, total(bodies or [])) from exc
+
+    def _sweep(self) -> None:
+        if not self._swept:
+            self._swept = True
+            sweep(self._directory)
+            self._swapper.sweep()
 
     def _new_key_sync(self, ttl: float | None) -> str:
         self._check_open()
@@ -205,7 +244,8 @@ class FileCalls:
         # Also undoes a put whose caller was cancelled, and closed the connector since.
         try:
             self._registrations.remove(key)  # first: from here on no set can succeed
-            there = self._leases.unlink(self._path(key), file_name(key))
+            with self._swapper.alone():
+                there = self._leases.unlink(self._path(key), file_name(key))
         except OSError as exc:
             raise translate(exc, self._directory) from exc
         self._chosen.pop(key, None)

@@ -20,6 +20,12 @@ PENDING = ".pending"
 LEASES = ".leases"
 """Name of the sub-directory for the index of leases."""
 
+SWAPPING = ".swapping"
+"""How the names of sub-directories begin for files that are about to replace others."""
+
+LOCK = ".lock"
+"""Name of the file that is locked where files cannot be replaced and had in one step."""
+
 ROOM_BYTES = 1 << 30
 """A default directory should have this much room, in bytes."""
 

@@ -63,7 +63,7 @@ def is_library_key(key: str) -> bool:
     return _LIBRARY_KEY.fullmatch(key) is not None
 
 
-class _Unpublished:
+class Unpublished:
     """Descriptors of files being written, which a forked child must not keep.
 
     It would keep the space of an object that is evicted, and the lock that tells a sweep that the
@@ -83,7 +83,7 @@ class _Unpublished:
         self.descriptors = set()
 
 
-_unpublished = _Unpublished()
+unpublished = Unpublished()
 
 
 class Publisher:
@@ -167,7 +167,7 @@ class Publisher:
     ) -> tuple[int, int] | None:
         flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
         fd = os.open(self._directory.path, flags, self._directory.file_mode)
-        _unpublished.descriptors.add(fd)
+        unpublished.descriptors.add(fd)
         try:
             self._write(fd, bodies)
             ends = check()
@@ -178,7 +178,7 @@ class Publisher:
                     self._link_anonymous(fd, name)
             return None if unique else identity(os.fstat(fd))
         finally:
-            _unpublished.descriptors.discard(fd)
+            unpublished.descriptors.discard(fd)
             os.close(fd)
 
     def _publish_named(
@@ -199,7 +199,7 @@ class Publisher:
                 os.unlink(temporary)
             except FileNotFoundError:
                 pass
-            _unpublished.descriptors.discard(fd)
+            unpublished.descriptors.discard(fd)
             os.close(fd)  # and with it the lock
 
     def _link_anonymous(self, fd: int, name: str) -> None:
@@ -239,7 +239,7 @@ class Publisher:
                 except FileExistsError:
                     pass
                 continue
-            _unpublished.descriptors.add(fd)
+            unpublished.descriptors.add(fd)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
             except OSError:
@@ -247,7 +247,7 @@ class Publisher:
             if os.fstat(fd).st_nlink:
                 return fd, path
             # A sweep came between the open and the lock.
-            _unpublished.descriptors.discard(fd)
+            unpublished.descriptors.discard(fd)
             os.close(fd)
 
     def _write(self, fd: int, bodies: list[memoryview]) -> None:

@@ -80,6 +80,16 @@ async def put_in_worker(put: Callable[[Claim[T]], T], undo: Callable[[T], object
         raise
 
 
+async def swap_in_worker(swap: Callable[[Claim[tuple[T]]], T]) -> T:
+    """Runs ``swap(claim)`` on a worker thread; that of a cancelled caller is done whole, or not.
+
+    Args:
+        swap: Replaces an object; calls ``claim.check()`` before that.
+    """
+    (was,) = await put_in_worker(lambda claim: (swap(claim),), lambda _: None)
+    return was
+
+
 def views(frames: Frames) -> list[memoryview]:
     """The frames as flat views of bytes, without a copy and without the empty ones.
 

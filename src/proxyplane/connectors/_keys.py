@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 
 from proxyplane._runtime.fork import on_fork
+
+# The writer; the mark of a future's key; a counter, which never gets further than seven digits, and
+# in whose first eight a `MultiConnector` notes which of its connectors has the object.
+_plain = re.compile(r"[0-9a-f]{16}[0f]0{8}[0-9a-f]{7}").fullmatch
+_marked = re.compile(r"[0-9a-f]{16}[0f][0-9a-f]{15}").fullmatch
+
+
+def is_made(key: str) -> bool:
+    """Whether a key has the form of those that the library makes, which no name of a user's has."""
+    if _plain(key):
+        return True
+    if not _marked(key):
+        return False
+    from proxyplane.connectors._multi_keys import split  # loads OpenSSL
+
+    return split(key) is not None
 
 
 class KeyMaker:

@@ -1,7 +1,8 @@
 """The memory behind local connectors: objects, keys whose object is still to come, and leases.
 
-Putting, getting and evicting are atomic calls of a dict. Leases take more than one, and a lock: to
-extend one and to take away what has ended exclude each other. In a forked child, where it may be
+Putting and getting are atomic calls of a dict. Leases and swaps take more than one, and a lock: to
+extend a lease and to take away what has ended exclude each other, as do to replace an object and to
+evict it. In a forked child, where it may be
 held for ever, nothing comes here: the objects are those of another process.
 
 Leases are counted by the monotonic clock, which no change of the time of day touches.
@@ -121,8 +122,21 @@ class Medium:
     def evict(self, key: str) -> bool:
         """Removes an object and the registration of its key."""
         self.settle(key)
-        entry = self.entries.pop(key, None)
+        with self._lock:  # not in the middle of a swap
+            entry = self.entries.pop(key, None)
         return entry is not None and not entry.ended
+
+    def swap(self, key: str, entry: Entry | None) -> Entry | None:
+        """Has a key hold an object, or nothing, and returns what it held."""
+        if _leased(entry):
+            self.note(key)
+        with self._lock:
+            was = self.entries.pop(key, None) if entry is None else self.entries.get(key)
+            if entry is not None:
+                if was is None:  # somebody may add one without the lock
+                    was = self.entries.setdefault(key, entry)
+                self.entries[key] = entry
+        return None if was is None or was is entry or was.ended else was
 
     def extend(self, key: str, ttl: float | None) -> bool:
         """Gives what a key holds a new lease; False if it holds nothing."""

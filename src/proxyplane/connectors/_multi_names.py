@@ -7,11 +7,12 @@ the *home*, where each is taken once, with a small record: the object, or where 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
+from proxyplane.abc import RECORD_BYTES, Buffer, Connector, SupportsNames
 from proxyplane.connectors._inline import total
 from proxyplane.connectors._multi_keys import HERE, Record, join, pointer, read_record, split
-from proxyplane.connectors._multi_parts import Parts, by_part, options
+from proxyplane.connectors._multi_parts import Part, Parts, by_part, options
 from proxyplane.connectors._multi_tasks import all_or_raise, to_the_end
 from proxyplane.exceptions import (
     ConnectorError,
@@ -20,6 +21,8 @@ from proxyplane.exceptions import (
     KeyExistsError,
     ProxyPlaneError,
 )
+
+Swap = Callable[..., Awaitable[Buffer | None]]
 
 INLINE_RECORD_BYTES = 4096
 """A larger object stands beside its record, which every look and every evict reads whole."""
@@ -68,6 +71,28 @@ class Names:
                 raise
 
         await to_the_end(publish())
+
+    async def swap(
+        self, bodies: list[memoryview] | None, key: str, ttl: float | None
+    ) -> Buffer | None:
+        """Replaces what stands under a key, and returns it: nothing of what stands elsewhere."""
+        parts = self._parts
+        home = await parts.open(parts.home)
+        swap, lease = swapping(home, parts.home), options(home, ttl=ttl)
+
+        async def replace() -> Buffer | None:
+            was = await swap(key, None if bodies is None else [*bodies, HERE], **lease)
+            if was is None or len(was) >= RECORD_BYTES:
+                return was  # an object; of one that was cut off the last byte means nothing
+            record = read_record(was)
+            if record is None or record.body is not None:
+                return was if record is None else record.body
+            with contextlib.suppress(ProxyPlaneError):  # it is done; an object may be left behind
+                part, inner = parts.require(record.key)
+                await (await parts.open(part)).evict(inner)
+            return b""
+
+        return await to_the_end(replace())
 
     async def look(self, keys: Sequence[str]) -> list[Record | None]:
         """What stands under keys.
@@ -133,6 +158,19 @@ class Names:
                 [opened[part].evict_batch(list(some.values())) for part, some in groups]
             )
         return there
+
+
+def swapping(connector: Connector, part: Part) -> Swap:
+    """The `swap` of a connector.
+
+    Raises:
+        NotImplementedError: It has none.
+    """
+    if isinstance(connector, SupportsNames):
+        return connector.swap
+    raise NotImplementedError(
+        f"the connector {part.name!r} of this MultiConnector cannot replace what a key holds"
+    )
 
 
 def taken(key: str) -> KeyExistsError:

@@ -12,7 +12,14 @@ from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey, Swept
 from proxyplane.connectors._file_calls import FileCalls, go_on
 from proxyplane.connectors._file_read import WouldStallError
-from proxyplane.connectors._inline import INLINE_BYTES, Claim, put_in_worker, total, views
+from proxyplane.connectors._inline import (
+    INLINE_BYTES,
+    Claim,
+    put_in_worker,
+    swap_in_worker,
+    total,
+    views,
+)
 from proxyplane.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -53,6 +60,7 @@ class FileConnector(FileCalls, DeferrableConnector):
     scheme: ClassVar[str] = "file"
     takes_keys: ClassVar[bool] = True
     takes_ttl: ClassVar[bool] = True
+    reads_at_once: ClassVar[bool] = True
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self._open_sync(None if directory is None else os.fspath(directory), make=True)
@@ -239,6 +247,23 @@ class FileConnector(FileCalls, DeferrableConnector):
             ConnectorClosedError: This connector was closed.
         """
         return await run_in_worker(self._sweep_sync)
+
+    async def swap(
+        self, key: str, frames: Frames | None, *, ttl: float | None = None
+    ) -> Buffer | None:
+        """Replaces the file of a key, and returns its beginning; see `SupportsNames.swap`.
+
+        A swap of a process that is killed is done whole, or not.
+
+        Raises:
+            As `put`, but for KeyExistsError.
+        """
+        bodies = None if frames is None else views(frames)
+        # Where others may hold a lock, the event loop does not wait for it.
+        brief = self._swapper.exchanges and not self._directory.remote
+        if brief and (bodies is None or total(bodies) <= INLINE_BYTES):
+            return self._swap_sync(bodies, key, ttl, go_on)
+        return await swap_in_worker(lambda claim: self._swap_sync(bodies, key, ttl, claim.check))
 
     async def new_key(self, *, ttl: float | None = None) -> str:
         """Registers a key whose object will come later, and returns it.

@@ -8,11 +8,18 @@ import secrets
 import socket
 import weakref
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from proxyplane._ttl import require_ttl
 from proxyplane.abc import DeferrableConnector, Frames, FreshKey
-from proxyplane.connectors._inline import INLINE_BYTES, Claim, put_in_worker, total, views
+from proxyplane.connectors._inline import (
+    INLINE_BYTES,
+    Claim,
+    put_in_worker,
+    swap_in_worker,
+    total,
+    views,
+)
 from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors._local_medium import Entry, Lease, Medium, Pending
 from proxyplane.connectors._waiters import deadline
@@ -57,6 +64,7 @@ class LocalConnector(DeferrableConnector):
     scheme: ClassVar[str] = "local"
     takes_keys: ClassVar[bool] = True
     takes_ttl: ClassVar[bool] = True
+    reads_at_once: ClassVar[bool] = True
 
     def __init__(self) -> None:
         token = secrets.token_hex(8)
@@ -120,6 +128,12 @@ class LocalConnector(DeferrableConnector):
     def evict_sync(self, key: str) -> bool:
         """Blocking twin of `evict`."""
         return self._open_medium().evict(key)
+
+    def swap_sync(
+        self, key: str, frames: Frames | None, *, ttl: float | None = None
+    ) -> memoryview | None:
+        """Blocking twin of `swap`."""
+        return self._swap(None if frames is None else views(frames), key, _required(ttl), None)
 
     async def put(self, frames: Frames, *, key: str | None = None, ttl: float | None = None) -> str:
         """Stores one copy of the object and returns its key.
@@ -213,6 +227,22 @@ class LocalConnector(DeferrableConnector):
         well, and who waits for it gets an ObjectLostError.
         """
         return self.evict_sync(key)
+
+    async def swap(
+        self, key: str, frames: Frames | None, *, ttl: float | None = None
+    ) -> memoryview | None:
+        """Replaces what a key holds, and returns it; see `SupportsNames.swap`.
+
+        Raises:
+            WrongProcessError: The memory is that of another process.
+            ObjectLostError: The memory was freed.
+            ConnectorClosedError: This connector was closed.
+        """
+        bodies = None if frames is None else views(frames)
+        ttl = _required(ttl)
+        if bodies is None or total(bodies) <= INLINE_BYTES:
+            return self._swap(bodies, key, ttl, None)
+        return await swap_in_worker(lambda claim: self._swap(bodies, key, ttl, claim))
 
     async def new_key(self, *, ttl: float | None = None) -> str:
         """Registers a key whose object will come later, and returns it.
@@ -315,6 +345,22 @@ class LocalConnector(DeferrableConnector):
         if key is not None:
             medium.settle(key)  # a put under a key that was registered is as good as its set
         return name
+
+    def _swap(
+        self,
+        bodies: list[memoryview] | None,
+        key: str,
+        ttl: float | None,
+        claim: Claim[Any] | None,
+    ) -> memoryview | None:
+        medium = self._open_medium()
+        body = None if bodies is None else _copy(bodies)
+        if claim is not None:
+            claim.check()
+        entry = None if body is None else Entry(self._writer, body, _lease(ttl))
+        was = medium.swap(key, entry)
+        medium.settle(key)
+        return None if was is None else was.body
 
     def _set(self, bodies: list[memoryview], key: str, claim: Claim[None]) -> None:
         medium = self._open_medium()

@@ -19,7 +19,7 @@ from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import KeyMaker
 from proxyplane.connectors._multi_batch import evict_all, put_all
 from proxyplane.connectors._multi_keys import join
-from proxyplane.connectors._multi_names import Names, taken
+from proxyplane.connectors._multi_names import Names, swapping, taken
 from proxyplane.connectors._multi_parts import Found, Part, Parts, by_part, options
 from proxyplane.connectors._multi_tasks import all_or_raise
 from proxyplane.exceptions import ConfigError, KeyExistsError, ObjectLostError
@@ -186,6 +186,25 @@ class MultiConnector(DeferrableConnector):
         except KeyExistsError as error:
             raise taken(key) from error
         return str(key)
+
+    async def swap(
+        self, key: str, frames: Frames | None, *, ttl: float | None = None
+    ) -> Buffer | None:
+        """Replaces what a key holds, in the connector that has it; see `SupportsNames.swap`.
+
+        A key of your choice is always in the one that has all of those, whatever the policies say.
+
+        Raises:
+            NotImplementedError: That connector cannot.
+            ConnectorError: What the connector raises.
+        """
+        self._parts.check_open()
+        bodies = None if frames is None else views(frames)
+        found = self._parts.find(key)
+        if found is None:
+            return await self._names.swap(bodies, key, ttl)
+        connector = await self._parts.open(found[0])
+        return await swapping(connector, found[0])(found[1], bodies, **options(connector, ttl=ttl))
 
     async def get(self, key: str, *, size: int | None = None) -> Buffer | None:
         """Reads one object; None when the key holds nothing.

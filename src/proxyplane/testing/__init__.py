@@ -18,6 +18,7 @@ pytest.register_assert_rewrite(
             "_deferring",
             "_leases",
             "_lifecycle",
+            "_naming",
             "_objects",
             "_races",
         )

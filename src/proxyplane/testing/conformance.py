@@ -12,6 +12,7 @@ from proxyplane.testing._lifecycle import (
     TroubleTests,
     UrlTests,
 )
+from proxyplane.testing._naming import NamesTests
 from proxyplane.testing._objects import BatchTests, IsolationTests, ObjectTests
 from proxyplane.testing._races import ForkTests, RaceTests
 
@@ -22,6 +23,7 @@ class ConnectorTests(
     # pytest runs them from the last to the first.
     StoreTests,
     LeaseTests,
+    NamesTests,
     DeferrableTests,
     SyncTests,
     TroubleTests,
@@ -53,7 +55,7 @@ class ConnectorTests(
     * ``process_local = True``: no other process can reach the objects, by design.
 
     The class must be registered under the scheme of its URLs, by an entry point or by
-    `proxyplane.register_connector`. Connectors with the shortcut of `SupportsSync`, and those that
-    are a `DeferrableConnector`, or whose medium keeps leases (`takes_ttl`), are tested for that as
-    well.
+    `proxyplane.register_connector`. Connectors with the shortcut of `SupportsSync`, those that are
+    a `DeferrableConnector`, those that offer `SupportsNames`, and those whose medium keeps leases
+    (`takes_ttl`), are tested for that as well.
     """

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from proxyplane.abc import Buffer, Connector, DeferrableConnector, Frames
+from proxyplane.abc import Buffer, Connector, DeferrableConnector, Frames, SupportsNames
 from proxyplane.exceptions import ConfigError
 
 __all__ = ["Call", "CoroutinesOnly", "FailingConnector", "Recorder", "SlowConnector", "Wrapper"]
@@ -19,7 +19,8 @@ __all__ = ["Call", "CoroutinesOnly", "FailingConnector", "Recorder", "SlowConnec
 class Wrapper(Connector):
     """Passes everything on to another connector; override `call` to do more.
 
-    It is a `DeferrableConnector` exactly when the connector inside is one.
+    It is a `DeferrableConnector`, and has what `SupportsNames` asks, exactly when the connector
+    inside does.
 
     Args:
         connector: The connector inside.
@@ -31,13 +32,15 @@ class Wrapper(Connector):
     scheme = "wrapper"
 
     def __new__(cls, connector: Connector, *args: Any, **kwargs: Any) -> Any:
-        """Makes one that is as deferrable as the connector inside."""
+        """Makes one that can do what the connector inside can."""
         bases: tuple[type, ...] = (cls,)
         if isinstance(connector, DeferrableConnector) and not issubclass(cls, DeferrableConnector):
-            bases = (cls, _Deferring)
-        members = {"__module__": cls.__module__, "takes_ttl": connector.takes_ttl}
-        if len(bases) > 1 or connector.takes_ttl != cls.takes_ttl:
-            cls = type(cls.__name__, bases, members)
+            bases += (_Deferring,)
+        if isinstance(connector, SupportsNames) and not issubclass(cls, SupportsNames):
+            bases += (_Naming,)
+        same = {name: getattr(connector, name) for name in ("takes_ttl", "reads_at_once")}
+        if len(bases) > 1 or any(getattr(cls, name) != same[name] for name in same):
+            cls = type(cls.__name__, bases, {"__module__": cls.__module__, **same})
         return super().__new__(cls)
 
     def __init__(self, connector: Connector) -> None:
@@ -132,6 +135,16 @@ class _Deferring(DeferrableConnector):
 
     async def wait(self, key: str, timeout: float | None = None) -> None:
         await self.call("wait", key, timeout)
+
+
+class _Naming:
+    """What a wrapper of a connector with `swap` has besides; mixed in by `Wrapper.__new__`."""
+
+    call: Any
+
+    async def swap(self, key: str, frames: Frames | None, **options: Any) -> Buffer | None:
+        was: Buffer | None = await self.call("swap", key, frames, **options)
+        return was
 
 
 class CoroutinesOnly(Wrapper):

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from proxyplane import sync
-from proxyplane.abc import Connector, DeferrableConnector, SupportsSync
+from proxyplane.abc import Connector, DeferrableConnector, SupportsNames, SupportsSync
 from proxyplane.exceptions import KeyExistsError, ProxyResolveMissingKeyError
 from proxyplane.proxy import aresolve, extract, get_key
 from proxyplane.store import Store
@@ -284,11 +284,34 @@ class StoreMachine(_Machine):
             return getattr(sync.Store.of(self._store), operation)(*args, **kwargs)
 
         def uncached(operation: str, *args: Any, **kwargs: Any) -> Any:
-            # What one store evicts another may have in its cache, and may return.
-            store = self._store if operation.startswith("evict") else self._uncached
+            # What one store evicts, or replaces, another may have in its cache, and may return.
+            changes = operation.startswith("evict") or "key" in kwargs
+            store = self._store if changes else self._uncached
             return self.runner.run(getattr(store, operation)(*args, **kwargs))
 
         return awaiting, blocking, uncached
+
+    def put_under(self, key: str, way: int, frames: list[bytes]) -> str:
+        """Puts under a key, which may be taken, and then is replaced where that is possible."""
+        replaces = isinstance(self._store.connector, SupportsNames) and way % 2 == 0
+        options = {} if way % 2 == 0 else {"overwrite": False}
+        try:
+            assert self.do(way, "put", self.to_put(frames), key=key, **options) == key
+        except KeyExistsError:
+            assert key in self.model and not replaces
+            return key
+        assert replaces or key not in self.model
+        self.model[key] = joined(frames)
+        self.seen.add(key)
+        return key
+
+    @rule(key=_Machine.keys, way=_Machine.way)
+    def get_strictly(self, key: str, way: int) -> None:
+        """Gets the latest object of a key, whatever the cache has."""
+        if isinstance(self._store.connector, SupportsNames):
+            assert self.got(self.do(way, "get", key, strict=True)) == self.model.get(key)
+            (found,) = self.do(way, "get_batch", [key], strict=True)
+            assert self.got(found) == self.model.get(key)
 
     def to_put(self, frames: list[bytes]) -> Any:
         """An object with the frames inside, some as they are and some in a list."""

@@ -22,16 +22,18 @@ from proxyplane.connectors.redis.later import (
     setting,
     what_was_set,
 )
+from proxyplane.connectors.redis.names import SWAP_REPLIES, swapping, what_was_there
 from proxyplane.connectors.redis.parts import (
     RECORD_SIZE,
     Upload,
     evicting,
     follow,
     in_parts,
+    layout_of,
     what_was_evicted,
 )
 from proxyplane.connectors.redis.pool import Pool
-from proxyplane.connectors.redis.resp import SMALL, Reply, command
+from proxyplane.connectors.redis.resp import SMALL, Piece, Reply, command
 from proxyplane.connectors.redis.transfer import (
     FIRST,
     MORE,
@@ -138,18 +140,49 @@ class Client:
                 await upload.send()
                 return await upload.publish_registered(cluster=self._options.cluster)
         pieces = setting(name, body, cluster=self._options.cluster)
-        if body.size <= SMALL:
-            return what_was_set(await self.pool.requests(b"".join(pieces), SETTING_REPLIES))
+        return what_was_set(await self._together(pieces, SETTING_REPLIES, body.size))
+
+    async def swap(self, name: bytes, body: Body | None) -> bytes | None:
+        """Stores an object, or nothing, in the place of another one; returns its beginning.
+
+        Raises:
+            NotImplementedError: It would go in parts.
+        """
+        size = 0
+        if body is not None:
+            size = body.size
+            await self.check_limit(size)
+            if in_parts(body):
+                raise NotImplementedError(
+                    f"an object of {size} bytes cannot replace another in Redis in one step"
+                )
+        replies = await self._together(swapping(name, body), SWAP_REPLIES, size)
+        was = what_was_there(replies)
+        layout = layout_of(was)
+        if layout is None:
+            return was
+        unlink = command("UNLINK", *layout.names(name))
+        try:
+            await self.pool.request(unlink)
+        except asyncio.CancelledError:
+            self.pool.forget(unlink)  # whether it was sent or not: twice does no harm
+            raise
+        return b""
+
+    async def _together(self, pieces: Sequence[Piece], count: int, size: int) -> list[Reply]:
+        """Sends a transaction with an object of `size` bytes, and returns its replies."""
+        if size <= SMALL:
+            return await self.pool.requests(b"".join(pieces), count)
         async with self.pool.wire() as wire:
             try:
-                await wire.send(pieces, SETTING_REPLIES, telling(body.size))
-                replies, refusal = await wire.read_few(SETTING_REPLIES)
+                await wire.send(pieces, count, telling(size))
+                replies, refusal = await wire.read_few(count)
             except asyncio.CancelledError:
                 self.pool.hold(wire)
                 raise
             if refusal is not None:
                 raise refusal
-        return what_was_set(replies)
+        return replies
 
     async def read(self, name: bytes, size: int | None) -> bytearray | None:
         """Reads one object of about `size` bytes."""

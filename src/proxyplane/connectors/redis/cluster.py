@@ -160,6 +160,10 @@ class ClusterClient:
         """Stores the object of a registered key; waits while its slot is being moved."""
         return await self._at(name, lambda node: node.store_registered(name, body), None)
 
+    async def swap(self, name: bytes, body: Body | None) -> bytes | None:
+        """Stores an object in the place of another one; waits while its slot is being moved."""
+        return await self._at(name, lambda node: node.swap(name, body), None)
+
     async def _reply(self, *words: bytes | str | int) -> Reply:
         data = command(*words)
 

@@ -217,6 +217,26 @@ class RedisConnector(Shortcut):
         (there,) = await self.evict_batch([key])
         return there
 
+    async def swap(
+        self, key: str, frames: Frames | None, *, ttl: float | None = None
+    ) -> bytes | None:
+        """Replaces what a key holds, and returns its beginning; see `SupportsNames.swap`.
+
+        Raises:
+            ConnectorLostError: The connection broke, and it may or may not be done.
+            ObjectTooLargeError: As for `put`.
+        """
+        name = self._name(key)
+        client = await self._client()
+        if frames is None:
+            was = await client.swap(name, None)
+            self._user_keys.discard(key)
+            return was
+        with Body(frames, ttl) as body:
+            if not self._keys.is_mine(key):
+                self._user_keys.add(key)  # before: it may be done although the call fails
+            return await client.swap(name, body)
+
     def make_key(self, size: int, tags: Collection[str] = ()) -> FreshKey:
         """A key for one object that is put next; see `Connector.make_key`."""
         return FreshKey(self._keys.new())

@@ -94,9 +94,15 @@ class Body:
         for view in self.views:
             view.release()
 
-    def set_command(self, name: bytes, *options: bytes) -> list[Piece]:
-        """``SET name <body> NX``, with the lease if there is one, or with `options`; not joined."""
-        options = options or self.options
+    def set_command(self, name: bytes, *options: bytes, replace: bool = False) -> list[Piece]:
+        """``SET name <body> NX``, with the lease if there is one, or with `options`; not joined.
+
+        Args:
+            name: The Redis key.
+            options: In place of ``NX`` and the lease.
+            replace: Leaves out the ``NX``.
+        """
+        options = self.options[1:] if replace else options or self.options
         head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (
             3 + len(options),
             len(name),

@@ -1,0 +1,227 @@
+"""Replacing a file in one step, so that exactly one caller gets what was there.
+
+Linux exchanges the names of two files in one call (``renameat2``): what was published comes out
+under a temporary name, where it is read and removed. Nothing is locked, so no process that is
+stopped or killed holds up another one. Where the system or the file system cannot, all who change
+what stands under chosen keys take a lock on one file, which the kernel frees with its holder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from proxyplane.abc import RECORD_BYTES
+from proxyplane.connectors._file_dir import LOCK, SWAPPING, Directory
+from proxyplane.connectors._file_io import identity, unpublished, write_all
+from proxyplane.connectors._file_leases import Leases, has_ended, is_leased
+
+_AT_FDCWD = -100
+_EXCHANGE = 2
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
+_NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+# What a swap leaves behind in between belongs, after this many seconds, to one that was killed.
+_STALE_SECONDS = 3600.0
+
+_renameat2: Callable[[int, bytes, int, bytes, int], int] | None = None
+
+
+class Swapper:
+    """Replaces files of one directory.
+
+    Args:
+        directory: The directory.
+        leases: The leases of the files in it.
+
+    Attributes:
+        exchanges: Whether names can be exchanged there, for all that is known.
+    """
+
+    def __init__(self, directory: Directory, leases: Leases) -> None:
+        self._directory = directory
+        self._leases = leases
+        # One for each user, who may not write to that of another one.
+        self._folder = os.path.join(directory.path, f"{SWAPPING}-{os.geteuid()}")
+        self.exchanges = sys.platform == "linux"
+
+    def replace(
+        self, name: str, bodies: list[memoryview], check: Callable[[], int | None]
+    ) -> tuple[bytes | None, tuple[int, int]]:
+        """Publishes a file in the place of another one.
+
+        Args:
+            name: Its name.
+            bodies: What it holds.
+            check: Called when all is written; an error from it changes nothing. Returns when the
+                lease of the file ends, as `_file_leases.deadline` says; None for no lease.
+
+        Returns:
+            The beginning of what was there, or None, and what tells the new file from a later one.
+
+        Raises:
+            OSError: It could not be done; nothing is changed.
+        """
+        target = f"{self._directory.path}/{name}"
+        fd, temporary = self._open()
+        try:
+            write_all(fd, bodies)
+            with self._leases.publishing(fd, name, check()):
+                was = self._publish(name, temporary, target)
+            return was, identity(os.fstat(fd))
+        finally:
+            unpublished.descriptors.discard(fd)
+            os.close(fd)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _publish(self, name: str, temporary: str, target: str) -> bytes | None:
+        while self.exchanges:
+            try:
+                _exchange(temporary, target)
+                return self._had(name, temporary)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno not in _NO_EXCHANGE:
+                    raise
+                self.exchanges = False
+                break
+            try:
+                os.link(temporary, target)
+                return None
+            except FileExistsError:
+                pass  # somebody else was first: now there is something to exchange
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+                self.exchanges = False
+        with self.alone():
+            was = self._had(name, target)
+            os.rename(temporary, target)
+            return was
+
+    def take(self, name: str) -> bytes | None:
+        """Removes a file and returns its beginning; None if there is none."""
+        target = f"{self._directory.path}/{name}"
+        temporary = self._new_name()
+        with self.alone():
+            while True:
+                try:
+                    os.rename(target, temporary)
+                    break
+                except FileNotFoundError:
+                    if os.path.isdir(self._folder) or not os.path.lexists(target):
+                        return None
+                    self._make_folder()
+        try:
+            return self._had(name, temporary)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps others from changing what chosen keys hold; nothing where names are exchanged."""
+        if self.exchanges:
+            yield
+            return
+        path = os.path.join(self._directory.path, LOCK)
+        mode = self._directory.file_mode
+        mode |= (mode & 0o040) >> 1  # who may read may lock
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+        unpublished.descriptors.add(fd)  # a forked child would keep the lock
+        try:
+            # Where there are no locks there is nothing better than this.
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            unpublished.descriptors.discard(fd)
+            os.close(fd)
+
+    def _had(self, name: str, path: str) -> bytes | None:
+        """The beginning of a file that is replaced or removed; None if its lease had ended."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            found = os.fstat(fd)
+            if is_leased(found):
+                self._leases.forget(name, found)
+            return None if has_ended(found) else os.read(fd, RECORD_BYTES)
+        finally:
+            os.close(fd)
+
+    def sweep(self) -> None:
+        """Removes what swaps left behind that were killed half way."""
+        try:
+            with os.scandir(self._folder) as entries:
+                old = [
+                    entry.path
+                    for entry in entries
+                    if time.time() - entry.stat(follow_symlinks=False).st_ctime > _STALE_SECONDS
+                ]
+        except OSError:
+            return
+        for path in old:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def _open(self) -> tuple[int, str]:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        while True:
+            path = self._new_name()
+            try:
+                fd = os.open(path, flags, self._directory.file_mode)
+                unpublished.descriptors.add(fd)
+                return fd, path
+            except FileNotFoundError:
+                self._make_folder()
+
+    def _make_folder(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._folder, 0o700)
+
+    def _new_name(self) -> str:
+        return os.path.join(self._folder, secrets.token_hex(12))
+
+
+def _exchange(one: str, other: str) -> None:
+    global _renameat2
+    if _renameat2 is None:
+        _renameat2 = _load()
+    # Raises by itself; an audit hook of Python's sees no difference to `os.rename` but its name.
+    _renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE)
+
+
+def _load() -> Callable[[int, bytes, int, bytes, int], int]:
+    # Imported on first use: it takes milliseconds, and few processes come to this.
+    import ctypes
+
+    try:
+        function = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError) as error:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
+    function.argtypes = [
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_uint,
+    ]
+
+    def call(*arguments: object) -> int:
+        while function(*arguments):
+            code = ctypes.get_errno()
+            if code != errno.EINTR:
+                raise OSError(code, os.strerror(code))
+        return 0
+
+    return call
