@@ -17,7 +17,7 @@ def connector(request, tmp_path, redis_url):
     if request.param == "file":
         return pp.FileConnector(tmp_path / "objects")
     if request.param == "redis":
-        return pp.RedisConnector(redis_url, namespace=f"names-{id(request)}")
+        return pp.RedisConnector(redis_url)
     if request.param == "multi":
         files = pp.FileConnector(tmp_path / "objects")
         return pp.MultiConnector(
