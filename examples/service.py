@@ -64,7 +64,7 @@ async def upload(request: web.Request) -> web.Response:
         table = await asyncio.to_thread(pd.read_csv, io.BytesIO(body))
     except ValueError as error:
         raise web.HTTPBadRequest(text=f"not a CSV table: {error}") from error
-    key = await request.app[STORE].put(table, key=request.match_info.get("key"))
+    key = await request.app[STORE].put(table, key=request.match_info.get("key"), overwrite=False)
     entry = {"key": key, "rows": len(table), "columns": list(table.columns)}
     request.app[CATALOGUE][key] = entry
     return web.json_response(entry, status=201, headers={"Location": f"/tables/{quote(key)}"})

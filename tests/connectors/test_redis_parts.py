@@ -247,3 +247,25 @@ async def test_a_reader_never_mixes_two_objects(redis_url, medium, behind):
         await asyncio.to_thread(io_thread().run, redis.aclose())
     else:
         await redis.aclose()
+
+
+# -- what replaces it ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [None, b"small", bytes(WHOLE)], ids=["none", "small", "large"])
+async def test_what_is_replaced_takes_its_parts_along(redis, medium, body):
+    """A swap of an object in parts leaves none of them, and says that there was one."""
+    await redis.put([bytes(WHOLE + 1)], key="name")
+    assert medium.parts()
+    assert await redis.swap("name", None if body is None else [body]) == b""
+    assert medium.parts() == set()
+    assert await redis.get("name") == body
+
+
+async def test_what_would_go_in_parts_replaces_nothing(redis, medium):
+    """An object in parts cannot replace another in one step, and nothing is changed."""
+    await redis.put([b"small"], key="name")
+    with pytest.raises(NotImplementedError, match="one step"):
+        await redis.swap("name", [bytes(WHOLE + 1)])
+    assert medium.parts() == set()
+    assert await redis.get("name") == b"small"

@@ -229,7 +229,7 @@ class TestUpdate:
         assert [1] == store.get(get_key(owner))
 
     async def test_no_room(self, file_store: pp.sync.Store, monkeypatch: Any) -> None:
-        """An update that fails can be repeated."""
+        """An update that fails leaves the object as it was, and can be repeated."""
         owner = await file_store.asynchronous.owned_proxy([1])
         owner.append(2)
 
@@ -237,10 +237,11 @@ class TestUpdate:
             raise StoreFullError("no room")
 
         with monkeypatch.context() as patch:
-            patch.setattr(file_store.connector, "put", full)
+            patch.setattr(file_store.connector, "swap", full)
             with pytest.raises(StoreFullError):
                 await pp.aupdate(owner)
         assert [1, 2] == owner
+        assert [1] == await file_store.asynchronous.get(get_key(owner))
         await pp.aupdate(owner)
         assert [1, 2] == await borrow(owner, populate_target=False)
 
