@@ -10,13 +10,13 @@ from proxyplane._runtime.fork import on_fork
 
 # The writer; the mark of a future's key; a counter, which never gets further than seven digits, and
 # in whose first eight a `MultiConnector` notes which of its connectors has the object.
-_plain = re.compile(r"[0-9a-f]{16}[0f]0{8}[0-9a-f]{7}").fullmatch
+plainly_made = re.compile(r"[0-9a-f]{16}[0f]0{8}[0-9a-f]{7}").fullmatch
 _marked = re.compile(r"[0-9a-f]{16}[0f][0-9a-f]{15}").fullmatch
 
 
 def is_made(key: str) -> bool:
     """Whether a key has the form of those that the library makes, which no name of a user's has."""
-    if _plain(key):
+    if plainly_made(key):
         return True
     if not _marked(key):
         return False
