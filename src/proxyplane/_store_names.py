@@ -11,10 +11,12 @@ is he who retires the object of that one.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from proxyplane._records import SMALL, Record, pack_record, read_record
+from proxyplane._ttl import MOST_SECONDS
 from proxyplane.abc import Buffer, Connector, Frames, SupportsNames, SupportsSync
 from proxyplane.connectors._keys import KeyMaker, is_made
 from proxyplane.exceptions import (
@@ -29,6 +31,14 @@ R = TypeVar("R")
 
 # How often a reader goes on whose object was replaced while he read it: somebody else gets on.
 _ATTEMPTS: Final = 1000
+
+# Bytes from which on a medium may take several steps to read an object; and how long such a one
+# stays when it is replaced, in seconds.
+_LARGE: Final = 1 << 20
+_LEAST_GRACE: Final = 0.25
+_MOST_GRACE: Final = 30.0
+# By how much the lease of an object is longer than that of its record, in seconds.
+_LONGER_SECONDS: Final = 30.0
 
 # For a message: to ask each connector would import its driver.
 NAMING = ("FileConnector", "LocalConnector", "RedisConnector", "MultiConnector")
@@ -131,10 +141,12 @@ class Publication(NamedTuple):
     Attributes:
         record: What is to stand under the name.
         generation: Key of the object; None if it is in the record.
+        lease: That of the record, as arguments of the connector's `swap`.
     """
 
     record: bytes
     generation: str | None
+    lease: dict[str, Any]
 
 
 def storing(
@@ -145,7 +157,8 @@ def storing(
     Args:
         name: The name.
         frames: The bytes of the object.
-        options: Further arguments of the connector's `put`, by which it chooses a place.
+        options: Further arguments of the connector's `put`: tags, by which it chooses a place, and
+            a lease.
         overwrite: Whether the name may stand for another one.
 
     Raises:
@@ -157,28 +170,39 @@ def storing(
         raise KeyExistsError(
             f"the key {name!r} is taken", hint="choose another one, or overwrite it"
         )
-    if size <= SMALL and not options:
-        return Publication(pack_record(_generations.new(), size, frames), None)
+    lease = {"ttl": options["ttl"]} if options.get("ttl") is not None else {}
+    if size <= SMALL and not options.get("tags"):
+        return Publication(pack_record(_generations.new(), size, frames), None, lease)
+    if lease:  # whoever finds the record finds the object too
+        options = options | {"ttl": min(lease["ttl"] + _LONGER_SECONDS, MOST_SECONDS)}
     key = yield step("put", frames, **options)
-    return Publication(pack_record(key, size), key)
+    return Publication(pack_record(key, size), key, lease)
 
 
-def publishing(name: str, publication: Publication, overwrite: bool) -> Steps[None]:
+def publishing(
+    name: str, publication: Publication, overwrite: bool, gently: bool = False
+) -> Steps[None]:
     """Has a name stand for an object, and retires the one that it stood for.
+
+    Args:
+        name: The name.
+        publication: The object.
+        overwrite: As for `storing`.
+        gently: As for `retiring`.
 
     Raises:
         KeyExistsError: It stands for one, and is not to be overwritten.
     """
-    record, generation = [publication.record], publication.generation
+    record, generation, lease = [publication.record], publication.generation, publication.lease
     was: Buffer | None = None
     try:
         if overwrite:
             try:
-                was = yield step("swap", name, record)
+                was = yield step("swap", name, record, **lease)
             except NotImplementedError:  # a connector of others, in a `MultiConnector`
                 overwrite = False
         if not overwrite:
-            yield step("put", record, key=name)
+            yield step("put", record, key=name, **lease)
     except ConnectorLostError:
         # The record may stand there, or be on its way. An object that nobody finds is the lesser
         # evil, beside a name that stands for nothing.
@@ -188,15 +212,38 @@ def publishing(name: str, publication: Publication, overwrite: bool) -> Steps[No
             with contextlib.suppress(ProxyPlaneError):
                 yield step("evict", generation)
         raise
-    yield from retiring(was)
+    yield from retiring(was, gently)
 
 
-def retiring(was: Buffer | None) -> Steps[None]:
-    """Removes the object of a record that was replaced. What was asked for is done by then."""
+def retiring(was: Buffer | None, gently: bool = False) -> Steps[None]:
+    """Removes the object of a record that was replaced. What was asked for is done by then.
+
+    Args:
+        was: The record.
+        gently: Whether those who are reading the object now may end that, if it is large.
+    """
     with contextlib.suppress(ProxyPlaneError):
         record = None if was is None else read_record(was)
-        if record is not None and record.body is None:
+        if record is None or record.body is not None:
+            return
+        if gently and record.size >= _LARGE:
+            yield step("extend", [record.generation], grace(record))
+        else:
             yield step("evict", record.generation)
+
+
+def grace(record: Record) -> float:
+    """How long the object of a record that was replaced stays, in seconds.
+
+    A few times as long as it was the latest: so readers get on, and however fast it is overwritten,
+    there are only a few objects more than one.
+    """
+    return min(max(_LEAST_GRACE, 4 * (time.time() - record.time)), _MOST_GRACE)
+
+
+def retires_gently(connector: Connector) -> bool:
+    """Whether readers of a large object would be disturbed if it were evicted, and need not be."""
+    return connector.takes_ttl and not connector.reads_at_once
 
 
 def reading(name: str, known: str | None) -> Steps[Found]:

@@ -10,7 +10,14 @@ from proxyplane import serialization
 from proxyplane._operations import Known, Operation
 from proxyplane._store_base import SerializerLike, StoreBase
 from proxyplane._store_checks import is_proxiable, require_key
-from proxyplane._store_names import Steps, publishing, step, storing, take
+from proxyplane._store_names import (
+    Steps,
+    publishing,
+    retires_gently,
+    step,
+    storing,
+    take,
+)
 from proxyplane._store_trust import key_of, put_all
 from proxyplane.abc import Buffer, SupportsSync
 from proxyplane.cache import MISSING
@@ -112,14 +119,16 @@ class StorePuts(StoreBase):
         overwrite: bool,
         result: Callable[[str], Any],
     ) -> Operation[Any]:
+        gently = retires_gently(self.connector)
+
         async def store(frames: list[Buffer]) -> None:
             publication = await take(self.connector, storing(name, frames, options, overwrite))
             # Between the two steps of this there is one object too many.
-            await to_the_end(take(self.connector, publishing(name, publication, overwrite)))
+            await to_the_end(take(self.connector, publishing(name, publication, overwrite, gently)))
 
         def all_steps(frames: list[Buffer]) -> Steps[None]:
             publication = yield from storing(name, frames, options, overwrite)
-            yield from publishing(name, publication, overwrite)
+            yield from publishing(name, publication, overwrite, gently)
 
         return Operation(
             lambda: f"putting {name!r} in {self!r}",

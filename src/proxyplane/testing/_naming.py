@@ -173,6 +173,25 @@ class NamesTests(Harness):
         assert await other.get("mine") is None
         await other.aclose()
 
+    async def test_swapped_objects_have_leases(self, naming: Any) -> None:
+        """A swap with a lease gives that to the object, and one without takes it away."""
+        if not naming.takes_ttl:
+            pytest.skip("the medium of this connector keeps no leases")
+        await naming.swap("name", [b"one"], ttl=600)
+        await naming.swap("brief", [b"one"], ttl=0.05)
+        assert content(await naming.swap("name", [b"two"])) == b"one"
+        async with asyncio.timeout(60):
+            while await naming.exists("brief"):
+                await asyncio.sleep(0.01)
+        assert await naming.swap("brief", [b"two"]) is None
+        assert content(await naming.get("brief")) == b"two"
+        await naming.swap("brief", [b"three"], ttl=0.05)
+        async with asyncio.timeout(60):
+            while await naming.get("brief") is not None:
+                await asyncio.sleep(0.01)
+        assert await naming.swap("brief", None) is None
+        assert content(await naming.swap("name", None)) == b"two"
+
     async def test_frames_are_joined(self, naming: Any) -> None:
         """The frames of a swap come back in order."""
         frames: list[Buffer] = [b"", bytearray(b"ab"), memoryview(b"cdef")[1:], b""]
