@@ -181,13 +181,13 @@ class NamesTests(Harness):
         await naming.swap("brief", [b"one"], ttl=0.05)
         assert content(await naming.swap("name", [b"two"])) == b"one"
         async with asyncio.timeout(60):
-            while await naming.exists("brief"):
+            while await naming.exists("brief"):  # noqa: ASYNC110  nothing tells
                 await asyncio.sleep(0.01)
         assert await naming.swap("brief", [b"two"]) is None
         assert content(await naming.get("brief")) == b"two"
         await naming.swap("brief", [b"three"], ttl=0.05)
         async with asyncio.timeout(60):
-            while await naming.get("brief") is not None:
+            while await naming.get("brief") is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert await naming.swap("brief", None) is None
         assert content(await naming.swap("name", None)) == b"two"

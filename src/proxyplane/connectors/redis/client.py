@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from proxyplane._runtime.io_thread import on_io_thread
 from proxyplane._runtime.progress import telling
-from proxyplane.abc import Buffer
+from proxyplane.abc import RECORD_BYTES, Buffer
 from proxyplane.connectors.redis import behind, leases, parts
 from proxyplane.connectors.redis.later import (
     SETTING_REPLIES,
@@ -152,7 +152,8 @@ class Client:
         if body is not None:
             size = body.size
             await self.check_limit(size)
-            if in_parts(body):
+            # A record is whole, however little may be.
+            if in_parts(body) and (size > RECORD_BYTES or size == RECORD_SIZE):
                 raise NotImplementedError(
                     f"an object of {size} bytes cannot replace another in Redis in one step"
                 )
