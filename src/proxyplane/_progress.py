@@ -12,6 +12,7 @@ from proxyplane._runtime.blocking import about_to_block
 from proxyplane._runtime.io_thread import io_thread
 from proxyplane._runtime.progress import Meter, Progress, metered
 from proxyplane._runtime.workers import run_in_worker
+from proxyplane._store_names import Found
 from proxyplane.config import OnBlocking
 
 __all__ = ["Told", "progress_bar"]
@@ -139,6 +140,8 @@ class Told(Operation[R]):
             self._tell(done, total)
 
     def _end(self, reply: Any) -> None:
+        if isinstance(reply, Found):
+            reply = b"" if reply.same else reply.buffer
         if reply is None:
             return  # there was no object
         total = max(self._last[1], nbytes(reply))
