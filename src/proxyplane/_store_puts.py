@@ -121,14 +121,16 @@ class StorePuts(StoreBase):
     ) -> Operation[Any]:
         gently = retires_gently(self.connector)
 
-        async def store(frames: list[Buffer]) -> None:
+        async def store(frames: list[Buffer]) -> str:
             publication = await take(self.connector, storing(name, frames, options, overwrite))
             # Between the two steps of this there is one object too many.
             await to_the_end(take(self.connector, publishing(name, publication, overwrite, gently)))
+            return name
 
-        def all_steps(frames: list[Buffer]) -> Steps[None]:
+        def all_steps(frames: list[Buffer]) -> Steps[str]:
             publication = yield from storing(name, frames, options, overwrite)
             yield from publishing(name, publication, overwrite, gently)
+            return name
 
         return Operation(
             lambda: f"putting {name!r} in {self!r}",

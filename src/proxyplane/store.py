@@ -202,9 +202,8 @@ class Store(StoreCore):
 
         Args:
             obj: Any object that pickle or cloudpickle can encode.
-            key: A key of your own; by default a new unique one, which is written once. An object
-                that your key holds is replaced in one step: a reader gets the one or the other.
-            overwrite: Whether that is wanted; if not, a key that is taken is an error.
+            key: A key of your own; by default a new unique one, which is written once.
+            overwrite: Whether an object that your key holds is replaced, in one step.
             serializer: A serialiser, or its id, for this object.
             tags: Tags of the object, by which a `MultiConnector` decides where it goes.
             progress: Called as ``progress(done, total)``, in bytes, some 20 times in a second at
@@ -213,8 +212,7 @@ class Store(StoreCore):
                 If it raises, that ends the call, and nothing is stored under a key that was made.
 
         Raises:
-            KeyExistsError: `key` is taken, and is not to be overwritten or cannot be: not every
-                connector can, and keys that a store made are written once.
+            KeyExistsError: `key` is taken, and what it holds is not to be replaced, or cannot be.
             NoConnectorError: No connector of a `MultiConnector` takes the object.
             NotImplementedError: There are tags, and the connector has no use for them.
             SerializationError: The object cannot be encoded.
@@ -266,9 +264,8 @@ class Store(StoreCore):
         Args:
             key: The key.
             default: What to return if it holds nothing.
-            strict: Whether the object must be the one that the key holds now. One in the cache is
-                then returned only if it is that; to know it takes a look at the medium, and no
-                transfer of the object.
+            strict: Whether it must be the object that the key holds now. That takes a look at the
+                medium, and a transfer only if it is not the one in the cache.
             progress: As for `put`. What is mapped, and not moved, is done at once; for an object
                 in the cache the call is ``progress(0, 0)``, and for none at all there is none.
 
