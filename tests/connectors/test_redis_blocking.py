@@ -56,13 +56,13 @@ with sync.Store("s", sys.argv[1], cache_size=0) as store:
     assert store.exists(key) and not store.exists("absent")
     proxy = store.proxy([1, 2], populate_target=False)
     assert proxy[1] == 2
-    named = store.put(b"x" * (1 << 20), key="named")
-    assert store.get("named") == b"x" * (1 << 20)
+    large = store.put(b"x" * (1 << 20))
+    assert store.get(large) == b"x" * (1 << 20)
     from proxyplane._runtime import io_thread
     assert io_thread._process.thread is None
     batch = store.put_batch([1, 2, 3])
     assert io_thread._process.thread is not None
-    store.evict_batch([*batch, key, "named"])
+    store.evict_batch([*batch, key, large])
     assert store.evict(store.put(1))
 """
 
