@@ -60,14 +60,15 @@ LAYERS = [
         "proxy",
     ],
     ["failures", "future"],
-    ["_store_trust"],
-    ["_evictions", "_references", "_stakes", "ownership", "scopes"],
+    ["_store_leases", "_store_trust"],
+    ["_evictions", "_references", "_renewals", "_stakes", "lifetimes", "ownership", "scopes"],
     [
         "_store_base",
         "_store_checks",
         "_store_core",
         "_store_futures",
         "_store_gets",
+        "_store_life",
         "_store_puts",
         "store",
     ],
@@ -107,15 +108,15 @@ CONNECTORS_SEE = [
 ]
 
 EXPORTED = """
-    BlockingResolveWarning Connector DeferrableConnector EndpointConnector Factory FileConnector
-    LocalConnector
-    MultiConnector OwnedProxy Proxy ProxyAlways ProxyFuture ProxyLocker ProxyNever ProxyOr
-    ProxyPlaneError ProxyResolveError ProxySize ProxyType RedisConnector RedisFactory RefMutProxy
-    RefProxy Serializer Store StoreConfig StoreExecutor StoreFactory StoreTaskGroup aclone adrop
-    aevict aextract aresolve as_completed ato_proxy aupdate borrow clone drop evict exceptions
-    extract gather get_factory get_key get_or_create_store get_size get_store into_owned
-    is_resolved mut_borrow prefetch progress_bar register_connector register_store resolve
-    resolve_async set_default_store store_registration sync to_proxy unregister_store update wait
+    BlockingResolveWarning Connector ContextLifetime DeferrableConnector EndpointConnector Factory
+    FileConnector LeaseLifetime LocalConnector MultiConnector OwnedProxy Proxy ProxyAlways
+    ProxyFuture ProxyLocker ProxyNever ProxyOr ProxyPlaneError ProxyResolveError ProxySize ProxyType
+    RedisConnector RedisFactory RefMutProxy RefProxy Serializer StaticLifetime Store StoreConfig
+    StoreExecutor StoreFactory StoreTaskGroup aclone adrop aevict aextract aresolve as_completed
+    ato_proxy aupdate borrow clone drop evict exceptions extract gather get_factory get_key
+    get_or_create_store get_size get_store into_owned is_resolved mut_borrow prefetch progress_bar
+    register_connector register_store resolve resolve_async set_default_store store_registration
+    sync to_proxy unregister_store update wait
 """.split()
 
 

@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from proxyplane.connectors.redis import RedisConnector as RedisConnector
     from proxyplane.executor import StoreExecutor as StoreExecutor
     from proxyplane.executor import StoreTaskGroup as StoreTaskGroup
+    from proxyplane.lifetimes import ContextLifetime as ContextLifetime
+    from proxyplane.lifetimes import LeaseLifetime as LeaseLifetime
+    from proxyplane.lifetimes import StaticLifetime as StaticLifetime
     from proxyplane.ownership import OwnedProxy as OwnedProxy
     from proxyplane.ownership import RefMutProxy as RefMutProxy
     from proxyplane.ownership import RefProxy as RefProxy
@@ -78,6 +81,9 @@ __version__ = "0.1.0"
 # Imported when it is asked for: a connector with its driver, since redis alone takes longer than
 # all the rest, and what is built on top of stores.
 _LAZY = {
+    "ContextLifetime": "proxyplane.lifetimes",
+    "LeaseLifetime": "proxyplane.lifetimes",
+    "StaticLifetime": "proxyplane.lifetimes",
     "EndpointConnector": "proxyplane.connectors.endpoint",
     "FileConnector": "proxyplane.connectors.file",
     "LocalConnector": "proxyplane.connectors.local",

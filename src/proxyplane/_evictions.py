@@ -159,7 +159,7 @@ class _Process:
             self._collect(pause)
             failed: list[tuple[StoreFactory[Any], BaseException]]
             try:
-                failed = io_thread().run(_evict(list(self.under_way), ATTEMPT_SECONDS))
+                failed = io_thread().run(evict_factories(list(self.under_way), ATTEMPT_SECONDS))
             except Exception as error:  # noqa: BLE001  to end here would end it for the process
                 failed = [(factory, error) for factory in self.under_way]
             away = {factory.reference: error for factory, error in failed}
@@ -195,12 +195,12 @@ class _Process:
             finished.set()
 
         with contextlib.suppress(IOThreadError):
-            spawned = io_thread().spawn(_evict(left, EXIT_SECONDS), done)
+            spawned = io_thread().spawn(evict_factories(left, EXIT_SECONDS), done)
             finished.wait(EXIT_SECONDS)
             del spawned
 
 
-async def _evict(
+async def evict_factories(
     factories: Factories, seconds: float
 ) -> list[tuple[StoreFactory[Any], BaseException]]:
     """Evicts objects; returns those of which that may succeed another time, and why not now."""

@@ -10,8 +10,17 @@ from typing import Any, NoReturn
 from proxyplane import _stores, serialization
 from proxyplane._operations import Known, Operation
 from proxyplane._runtime.source import Ahead, decoding
-from proxyplane._store_checks import decoding_stalls, require_tags
-from proxyplane._store_names import NAMING, Steps, has_names, names_here, take_here
+from proxyplane._store_checks import decoding_stalls, require_keys, require_tags
+from proxyplane._store_leases import Keeping, Lifetime, keeping, require_leases
+from proxyplane._store_names import (
+    NAMING,
+    Steps,
+    extend_generations,
+    has_names,
+    names_here,
+    take,
+    take_here,
+)
 from proxyplane._store_trust import signed, trust_of
 from proxyplane.abc import Buffer, Connector, DeferrableConnector, Serializer, SupportsSync
 from proxyplane.cache import LRUCache
@@ -101,6 +110,36 @@ class StoreBase(ABC):
             self._to_end = False
 
         return Operation(f"closing {self!r}", prepare=prepare, io=end)
+
+    # -- for how long ---------------------------------------------------------------------------
+
+    def keep(self, ttl: float | None, lifetime: Lifetime | None, evict: bool = False) -> Keeping:
+        """For how long an object is to be put; raises what `keeping` raises."""
+        return keeping(self.connector, ttl, lifetime, evict)
+
+    def require_leases(self) -> None:
+        """Raises NotImplementedError if the medium keeps no leases."""
+        require_leases(self.connector)
+
+    def extending(self, keys: Sequence[str], ttl: float | None) -> Operation[list[bool]]:
+        """Gives objects a new lease; tells for each key whether it held one."""
+        self.require_open()
+        keys = require_keys(keys)
+        self.require_leases()
+        names = [key for key in keys if self._is_name(key)]
+
+        async def extend(_: None) -> list[bool]:
+            if names:
+                await take(self.connector, extend_generations(names, ttl))
+            return await self.connector.extend(keys, ttl)
+
+        return Operation(
+            lambda: f"extending the leases of {len(keys)} objects in {self!r}", io=extend
+        )
+
+    def _adopt(self, keep: Keeping, keys: Sequence[str]) -> None:
+        if keep.adopts:
+            keep.adopt([self.factory(str(key), False, None, False) for key in keys])
 
     # -- what its factories ask of it -----------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from proxyplane._operations import Operation
 from proxyplane._store_base import SerializerLike, StoreBase
+from proxyplane._store_leases import FOR_EVER, Keeping
 from proxyplane.abc import Buffer
 from proxyplane.exceptions import FutureAlreadySet, KeyExistsError
 from proxyplane.factory import StoreFactory
@@ -19,20 +20,25 @@ class StoreFutures(StoreBase):
     """The operations behind `proxyplane.ProxyFuture`."""
 
     def promising(
-        self, kind: type | None, evict: bool, tags: Collection[str] = ()
+        self,
+        kind: type | None,
+        evict: bool,
+        tags: Collection[str] = (),
+        keep: Keeping = FOR_EVER,
     ) -> Operation[ProxyFuture[Any]]:
         """Makes a key whose object comes later; gives the future of it."""
         medium = self._deferrable()
-        tagged = self._tagged(tags)
+        options = self._tagged(tags) | keep.options
 
         def finish(key: str) -> ProxyFuture[Any]:
+            self._adopt(keep, [key])
             factory: StoreFactory[Any] = StoreFactory(
                 self.reference, key, evict=evict, deferred=True, eager=self.eager, store=self
             )
             return ProxyFuture(factory, None if kind is None else type_name(kind))
 
         return Operation(
-            f"making a future in {self!r}", io=lambda _: medium.new_key(**tagged), finish=finish
+            f"making a future in {self!r}", io=lambda _: medium.new_key(**options), finish=finish
         )
 
     def setting(self, key: str, obj: Any, serializer: SerializerLike = None) -> Operation[None]:

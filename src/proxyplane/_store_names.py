@@ -179,6 +179,18 @@ def storing(
     return Publication(pack_record(key, size), key, lease)
 
 
+def extend_generations(names: Sequence[str], ttl: float | None) -> Steps[None]:
+    """Gives the objects that names stand for a lease that outlives that of their records."""
+    found = yield step("get_batch", names)
+    records = [None if buffer is None else read_record(buffer) for buffer in found]
+    generations = [
+        record.generation for record in records if record is not None and record.body is None
+    ]
+    if generations:
+        longer = None if ttl is None else min(ttl + _LONGER_SECONDS, MOST_SECONDS)
+        yield step("extend", generations, longer)
+
+
 def publishing(
     name: str, publication: Publication, overwrite: bool, gently: bool = False
 ) -> Steps[None]:

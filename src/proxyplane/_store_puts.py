@@ -10,6 +10,7 @@ from proxyplane import serialization
 from proxyplane._operations import Known, Operation
 from proxyplane._store_base import SerializerLike, StoreBase
 from proxyplane._store_checks import is_proxiable, require_key
+from proxyplane._store_leases import FOR_EVER, Keeping
 from proxyplane._store_names import (
     Steps,
     publishing,
@@ -38,9 +39,10 @@ class StorePuts(StoreBase):
         serializer: SerializerLike,
         tags: Collection[str] = (),
         overwrite: bool = True,
+        keep: Keeping = FOR_EVER,
     ) -> Operation[str]:
         """Stores an object; gives its key."""
-        return self._putting(obj, key, serializer, tags, lambda key, size: key, overwrite)
+        return self._putting(obj, key, serializer, tags, keep, lambda key, size: key, overwrite)
 
     def proxying(
         self,
@@ -53,6 +55,7 @@ class StorePuts(StoreBase):
         eager: bool | None = None,
         tags: Collection[str] = (),
         strict: bool = False,
+        keep: Keeping = FOR_EVER,
     ) -> Operation[Any]:
         """Stores an object; gives a proxy of it."""
         if strict:
@@ -64,6 +67,7 @@ class StorePuts(StoreBase):
             key,
             serializer,
             tags,
+            keep,
             lambda key, size: self._make_proxy(
                 obj, key, size, evict, eager, populate_target, strict
             ),
@@ -75,11 +79,13 @@ class StorePuts(StoreBase):
         key: str | None,
         serializer: SerializerLike,
         tags: Collection[str],
+        keep: Keeping,
         result: Callable[[str, int], Any],
         overwrite: bool = True,
     ) -> Operation[Any]:
         self.require_open()
         tagged = self._tagged(tags)
+        options = tagged | keep.options
         if key is not None:
             require_key(key)
         size = 0
@@ -90,24 +96,30 @@ class StorePuts(StoreBase):
             size = serialization.frames_size(frames)
             return frames
 
+        def finish(key: str) -> Any:
+            self._adopt(keep, [key])
+            return result(str(key), size)
+
         if key is not None and self._is_name(key):
             return self._putting_name(
                 key,
                 lambda: (self._forget([key]), prepare())[1],
                 partial(self._encoding_stalls, obj),
-                tagged,
+                options,
                 overwrite,
-                lambda key: result(key, size),
+                finish,
             )
         return Operation(
             lambda: f"putting an object in {self!r}",
-            io=lambda frames: self.connector.put(frames, key=key_of(frames, key), **tagged),
+            io=lambda frames: self.connector.put(frames, key=key_of(frames, key), **options),
             io_here=None
             if tagged
-            else self._here(lambda it, frames: it.put_sync(frames, key=key_of(frames, key))),
+            else self._here(
+                lambda it, frames: it.put_sync(frames, key=key_of(frames, key), **options)
+            ),
             prepare=prepare,
             prepare_stalls=partial(self._encoding_stalls, obj),
-            finish=lambda key: result(str(key), size),
+            finish=finish,
         )
 
     def _putting_name(
@@ -146,7 +158,7 @@ class StorePuts(StoreBase):
 
         For the one who owns it. In one step, where the medium can do that.
         """
-        operation = self._putting(obj, key, serializer, (), lambda key, size: key)
+        operation = self._putting(obj, key, serializer, (), FOR_EVER, lambda key, size: key)
         if self._is_name(key):
             return operation
         put, put_here = operation.io, operation.io_here
@@ -177,10 +189,14 @@ class StorePuts(StoreBase):
         return operation.then(lambda _: self._forget([key]))
 
     def putting_batch(
-        self, objs: Sequence[Any], serializer: SerializerLike, tags: Collection[str] = ()
+        self,
+        objs: Sequence[Any],
+        serializer: SerializerLike,
+        tags: Collection[str] = (),
+        keep: Keeping = FOR_EVER,
     ) -> Operation[list[str]]:
         """Stores many objects; gives their keys."""
-        return self._putting_batch(objs, serializer, tags, lambda i, key, size: key)
+        return self._putting_batch(objs, serializer, tags, keep, lambda i, key, size: key)
 
     def proxying_batch(
         self,
@@ -191,6 +207,7 @@ class StorePuts(StoreBase):
         skip_nonproxiable: bool,
         eager: bool | None = None,
         tags: Collection[str] = (),
+        keep: Keeping = FOR_EVER,
     ) -> Operation[list[Any]]:
         """Stores many objects; gives proxies in their places."""
         results = list(objs)
@@ -202,7 +219,7 @@ class StorePuts(StoreBase):
             results[place] = self._make_proxy(obj, key, size, evict, eager, populate_target)
 
         operation: Operation[Any] = self._putting_batch(
-            [results[i] for i in places], serializer, tags, result
+            [results[i] for i in places], serializer, tags, keep, result
         )
         return operation.then(lambda _: results)
 
@@ -211,10 +228,11 @@ class StorePuts(StoreBase):
         objs: Sequence[Any],
         serializer: SerializerLike,
         tags: Collection[str],
+        keep: Keeping,
         result: Callable[[int, str, int], Any],
     ) -> Operation[list[Any]]:
         self.require_open()
-        tagged = self._tagged(tags)
+        options = self._tagged(tags) | keep.options
         objs = list(objs)  # any iterable, and as it is now
         sizes: list[int] = []
 
@@ -224,6 +242,7 @@ class StorePuts(StoreBase):
             return batch
 
         def finish(keys: list[str]) -> list[Any]:
+            self._adopt(keep, keys)
             return [
                 result(i, str(key), size)
                 for i, (key, size) in enumerate(zip(keys, sizes, strict=True))
@@ -233,7 +252,7 @@ class StorePuts(StoreBase):
             f"putting {len(objs)} objects in {self!r}",
             prepare=prepare,
             prepare_stalls=partial(self._encoding_stalls, objs),
-            io=lambda batch: put_all(self.connector, batch, **tagged),
+            io=lambda batch: put_all(self.connector, batch, **options),
             finish=finish,
         )
 

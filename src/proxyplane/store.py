@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from proxyplane import _stores, serialization
 from proxyplane._observing import observe
 from proxyplane._runtime.progress import Progress
 from proxyplane._store_base import SerializerLike
-from proxyplane._store_core import StoreCore
+from proxyplane._store_life import StoreLife
 from proxyplane.abc import Connector, Serializer
 from proxyplane.config import Checksum, OnBlocking, StoreConfig, connector_from_url
 from proxyplane.exceptions import ConfigError
@@ -18,6 +18,7 @@ from proxyplane.metrics import Instrument, Metrics
 from proxyplane.proxy import Proxy, ProxyLocker
 
 if TYPE_CHECKING:
+    from proxyplane.lifetimes import Lifetime
     from proxyplane.ownership import OwnedProxy
 
 __all__ = ["Store"]
@@ -25,7 +26,7 @@ __all__ = ["Store"]
 T = TypeVar("T")
 
 
-class Store(StoreCore):
+class Store(StoreLife):
     """Stores objects through a connector and gives out keys and proxies of them.
 
     Used from async code; `proxyplane.sync.Store` is the same for code that may block. One store
@@ -122,10 +123,6 @@ class Store(StoreCore):
 
     # -- configuration and life -----------------------------------------------------------------
 
-    def config(self) -> StoreConfig:
-        """What makes this store; picklable, holds no secret."""
-        return self._config
-
     @classmethod
     def from_config(cls, config: StoreConfig, *, register: bool = False) -> Store:
         """Makes the store that `config` describes.
@@ -157,35 +154,6 @@ class Store(StoreCore):
         """
         return cls.from_config(StoreConfig.from_url(url), register=register)
 
-    async def __aenter__(self) -> Store:
-        self.enter()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
-    def __enter__(self) -> NoReturn:
-        raise TypeError(
-            "proxyplane.Store is async: enter it with `async with`, "
-            "or use the blocking proxyplane.sync.Store"
-        )
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Never called; without it Python would complain of its absence, and not as above."""
-
-    async def aclose(self, *, clear: bool = False) -> None:
-        """Frees the name, drops the cache and closes the connector; a second call does nothing.
-
-        If it fails, or is cancelled, the store is closed, and a second call does what is left.
-
-        Args:
-            clear: Also evict what was put through this store, and nothing else.
-
-        Raises:
-            ConnectorError: The medium failed while it was being cleared.
-        """
-        await self.closing(clear).perform()
-
     # -- objects --------------------------------------------------------------------------------
 
     async def put(
@@ -197,6 +165,8 @@ class Store(StoreCore):
         serializer: SerializerLike = None,
         tags: Collection[str] = (),
         progress: Progress | None = None,
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> str:
         """Stores an object and returns its key.
 
@@ -210,17 +180,22 @@ class Store(StoreCore):
                 most, from this task on its loop, or for the blocking twin in its thread. The last
                 call has both equal, when all is done, and there is none like it for what fails.
                 If it raises, that ends the call, and nothing is stored under a key that was made.
+            ttl: Seconds until the object is gone, whoever still refers to it; by default it stays.
+            lifetime: With what the object ends: one of `proxyplane.lifetimes`.
 
         Raises:
             KeyExistsError: `key` is taken, and what it holds is not to be replaced, or cannot be.
             NoConnectorError: No connector of a `MultiConnector` takes the object.
-            NotImplementedError: There are tags, and the connector has no use for them.
+            NotImplementedError: There are tags, or a lease, and the connector has no use for them.
+            RuntimeError: The lifetime has ended.
+            ValueError: There is no lease of such a length, or the lifetime has one already.
             SerializationError: The object cannot be encoded.
             StoreFullError: There is no room.
             StoreClosedError: The store was closed.
             ConnectorError: The medium failed.
         """
-        operation = self.putting(obj, key, serializer, tags, overwrite)
+        keep = self.keep(ttl, lifetime)
+        operation = self.putting(obj, key, serializer, tags, overwrite, keep)
         if progress is not None:
             operation = self.told(operation, progress, made=key is None)
         return await operation.perform()
@@ -231,13 +206,16 @@ class Store(StoreCore):
         *,
         serializer: SerializerLike = None,
         tags: Collection[str] = (),
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> list[str]:
         """Stores many objects, all or none, and returns their keys in order.
 
         Raises:
             As `put`.
         """
-        return await self.putting_batch(objs, serializer, tags).perform()
+        keep = self.keep(ttl, lifetime)
+        return await self.putting_batch(objs, serializer, tags, keep).perform()
 
     @overload
     async def get(
@@ -291,36 +269,6 @@ class Store(StoreCore):
         """
         return await self.getting_batch(keys, default, strict).perform()
 
-    async def exists(self, key: str) -> bool:
-        """Whether the key holds an object now; asks the medium, never the cache.
-
-        Raises:
-            StoreClosedError: The store was closed.
-            ConnectorError: The medium failed.
-        """
-        return await self.looking(key).perform()
-
-    async def evict(self, key: str) -> bool:
-        """Removes an object; returns whether it was there.
-
-        Raises:
-            StoreClosedError: The store was closed.
-            ConnectorError: The medium failed.
-        """
-        return await self.evicting(key).perform()
-
-    async def evict_batch(self, keys: Sequence[str]) -> list[bool]:
-        """Removes many objects; tells for each key whether it was there.
-
-        Raises:
-            As `evict`.
-        """
-        return await self.evicting_batch(keys).perform()
-
-    def is_cached(self, key: str) -> bool:
-        """Whether the object of `key` is in this store's cache."""
-        return key in self._cache
-
     # -- proxies --------------------------------------------------------------------------------
 
     async def proxy(
@@ -336,6 +284,8 @@ class Store(StoreCore):
         skip_nonproxiable: bool = False,
         tags: Collection[str] = (),
         progress: Progress | None = None,
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> Proxy[T]:
         """Stores an object and returns a proxy of it.
 
@@ -356,13 +306,25 @@ class Store(StoreCore):
                 checkers then still see a proxy).
             tags: As for `put`.
             progress: As for `put`.
+            ttl: As for `put`.
+            lifetime: As for `put`; not together with `evict`.
 
         Raises:
             NonProxiableTypeError: The object is None or a bool.
             As `put`.
         """
+        keep = self.keep(ttl, lifetime, evict)
         proxying = self.proxying(
-            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags, strict
+            obj,
+            key,
+            serializer,
+            evict,
+            populate_target,
+            skip_nonproxiable,
+            eager,
+            tags,
+            strict,
+            keep,
         )
         if progress is not None:
             proxying = self.told(proxying, progress, made=key is None)
@@ -379,6 +341,8 @@ class Store(StoreCore):
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
         tags: Collection[str] = (),
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> list[Proxy[T]]:
         """Stores many objects, all or none, and returns their proxies in order.
 
@@ -390,12 +354,15 @@ class Store(StoreCore):
             populate_target: As for `proxy`.
             skip_nonproxiable: As for `proxy`.
             tags: As for `put`.
+            ttl: As for `put`.
+            lifetime: As for `proxy`.
 
         Raises:
             As `proxy`.
         """
+        keep = self.keep(ttl, lifetime, evict)
         return await self.proxying_batch(
-            objs, serializer, evict, populate_target, skip_nonproxiable, eager, tags
+            objs, serializer, evict, populate_target, skip_nonproxiable, eager, tags, keep
         ).perform()
 
     async def locked_proxy(
@@ -409,6 +376,8 @@ class Store(StoreCore):
         serializer: SerializerLike = None,
         populate_target: bool = True,
         tags: Collection[str] = (),
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> ProxyLocker[T]:
         """As `proxy`, in a box that cannot be resolved by accident.
 
@@ -425,6 +394,8 @@ class Store(StoreCore):
                 serializer=serializer,
                 populate_target=populate_target,
                 tags=tags,
+                ttl=ttl,
+                lifetime=lifetime,
             )
         )
 
@@ -477,7 +448,13 @@ class Store(StoreCore):
     # -- futures --------------------------------------------------------------------------------
 
     async def future(
-        self, *, type: type[T] | None = None, evict: bool = False, tags: Collection[str] = ()
+        self,
+        *,
+        type: type[T] | None = None,
+        evict: bool = False,
+        tags: Collection[str] = (),
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> ProxyFuture[T]:
         """Makes a future, whose result some process will set.
 
@@ -487,13 +464,16 @@ class Store(StoreCore):
             evict: Whether the first use of the result removes it from the store. The future and
                 the proxies it gives in one process are one use.
             tags: As for `put`.
+            ttl: Seconds until the future is gone, and its result with it, set or not.
+            lifetime: As for `proxy`; when it ends, who waits learns that in vain.
 
         Raises:
             NotImplementedError: The connector cannot defer; the message names those that can.
             StoreClosedError: The store was closed.
             ConnectorError: The medium failed.
         """
-        return await self.promising(type, evict, tags).perform()
+        keep = self.keep(ttl, lifetime, evict)
+        return await self.promising(type, evict, tags, keep).perform()
 
 
 _stores.make_store = Store.from_config

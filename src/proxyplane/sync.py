@@ -28,6 +28,7 @@ from proxyplane.proxy import Proxy, ProxyLocker, evict, extract, resolve
 from proxyplane.registry import to_proxy
 
 if TYPE_CHECKING:
+    from proxyplane.lifetimes import Lifetime
     from proxyplane.ownership import OwnedProxy
 
 __all__ = [
@@ -157,9 +158,12 @@ class Store:
         serializer: SerializerLike = None,
         tags: Collection[str] = (),
         progress: Progress | None = None,
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> str:
         """Blocking twin of `proxyplane.Store.put`."""
-        operation = self._store.putting(obj, key, serializer, tags, overwrite)
+        keep = self._store.keep(ttl, lifetime)
+        operation = self._store.putting(obj, key, serializer, tags, overwrite, keep)
         if progress is not None:
             operation = self._store.told(operation, progress, made=key is None)
         return self._do(operation)
@@ -170,9 +174,12 @@ class Store:
         *,
         serializer: SerializerLike = None,
         tags: Collection[str] = (),
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> list[str]:
         """Blocking twin of `proxyplane.Store.put_batch`."""
-        return self._do(self._store.putting_batch(objs, serializer, tags))
+        keep = self._store.keep(ttl, lifetime)
+        return self._do(self._store.putting_batch(objs, serializer, tags, keep))
 
     @overload
     def get(
@@ -215,6 +222,10 @@ class Store:
         """Blocking twin of `proxyplane.Store.evict_batch`."""
         return self._do(self._store.evicting_batch(keys))
 
+    def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """Blocking twin of `proxyplane.Store.extend`."""
+        return self._do(self._store.extending(keys, ttl))
+
     def is_cached(self, key: str) -> bool:
         """Blocking twin of `proxyplane.Store.is_cached`."""
         return self._store.is_cached(key)
@@ -234,10 +245,22 @@ class Store:
         skip_nonproxiable: bool = False,
         tags: Collection[str] = (),
         progress: Progress | None = None,
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> Proxy[T]:
         """Blocking twin of `proxyplane.Store.proxy`."""
+        keep = self._store.keep(ttl, lifetime, evict)
         operation = self._store.proxying(
-            obj, key, serializer, evict, populate_target, skip_nonproxiable, eager, tags, strict
+            obj,
+            key,
+            serializer,
+            evict,
+            populate_target,
+            skip_nonproxiable,
+            eager,
+            tags,
+            strict,
+            keep,
         )
         if progress is not None:
             operation = self._store.told(operation, progress, made=key is None)
@@ -254,11 +277,14 @@ class Store:
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
         tags: Collection[str] = (),
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> list[Proxy[T]]:
         """Blocking twin of `proxyplane.Store.proxy_batch`."""
+        keep = self._store.keep(ttl, lifetime, evict)
         return self._do(
             self._store.proxying_batch(
-                objs, serializer, evict, populate_target, skip_nonproxiable, eager, tags
+                objs, serializer, evict, populate_target, skip_nonproxiable, eager, tags, keep
             )
         )
 
@@ -273,6 +299,8 @@ class Store:
         serializer: SerializerLike = None,
         populate_target: bool = True,
         tags: Collection[str] = (),
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> ProxyLocker[T]:
         """Blocking twin of `proxyplane.Store.locked_proxy`."""
         return ProxyLocker(
@@ -285,6 +313,8 @@ class Store:
                 serializer=serializer,
                 populate_target=populate_target,
                 tags=tags,
+                ttl=ttl,
+                lifetime=lifetime,
             )
         )
 
@@ -315,10 +345,17 @@ class Store:
     # -- futures --------------------------------------------------------------------------------
 
     def future(
-        self, *, type: type[T] | None = None, evict: bool = False, tags: Collection[str] = ()
+        self,
+        *,
+        type: type[T] | None = None,
+        evict: bool = False,
+        tags: Collection[str] = (),
+        ttl: float | None = None,
+        lifetime: Lifetime | None = None,
     ) -> ProxyFuture[T]:
         """Blocking twin of `proxyplane.Store.future`."""
-        return self._do(self._store.promising(type, evict, tags))
+        keep = self._store.keep(ttl, lifetime, evict)
+        return self._do(self._store.promising(type, evict, tags, keep))
 
 
 def get_store(name: str | Proxy[Any]) -> Store:
