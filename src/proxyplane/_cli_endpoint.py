@@ -61,6 +61,12 @@ def _add_configure(whats: Commands[argparse.ArgumentParser]) -> None:
         help="keep objects in files, so that they survive a restart",
     )
     parser.add_argument(
+        "--silence",
+        type=_seconds,
+        metavar="SECONDS",
+        help="of a peer, after which it counts as lost (default: 6; at least 2)",
+    )
+    parser.add_argument(
         "--peer",
         action="append",
         default=[],
@@ -101,6 +107,16 @@ def _port(text: str) -> int:
     if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 2 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds of at least 2")
+    return value
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -47,6 +47,9 @@ ROWS: dict[str, Row] = {
     "fork while waiting": Row(2, 50, "forks"),
     "exit while waiting": Row(1, 10, "exits"),
     "interrupt while waiting": Row(1, 20, "interrupts"),
+    "peer link cut": Row(1, 10, "cuts under 1,000 waiters"),
+    "peer link half open": Row(1, 5, "times"),
+    "peer killed": Row(1, 10, "kills under puts"),
     "cancellation at every await": Row(100, 5_000, "at random, after each in turn"),
 }
 

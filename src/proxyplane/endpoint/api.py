@@ -24,6 +24,7 @@ from proxyplane.endpoint.transport import RIGHTS, Caller, Handler, Reply, Reques
 __all__ = ["Api"]
 
 _LONGEST_SOCKET_PATH = 100  # of the 108 bytes that a system takes, 104 on macOS
+_PATIENCE_SECONDS = 60.0
 _HERE = Caller("this machine", local=True, rights=frozenset(RIGHTS))
 
 
@@ -56,7 +57,7 @@ class Api:
     async def listen(self, directory: str, port: int) -> None:
         """Begins to serve, on a port or else a socket in this directory."""
         identify = self._identify if port else _anybody
-        self._runner = web.ServerRunner(make_server(identify, self._serve))
+        self._runner = web.ServerRunner(make_server(identify, self._serve, _PATIENCE_SECONDS))
         await self._runner.setup()
         site: web.BaseSite
         if port:

@@ -68,6 +68,8 @@ def _configure(options: argparse.Namespace) -> int:
         if options.listen:
             files.parse_address(options.listen)
         settings = replace(settings, listen=options.listen)
+    if options.silence is not None:
+        settings = replace(settings, silence=options.silence)
     if options.port is not None:
         settings = replace(settings, api_port=options.port)
     settings = _with_peers(settings, options)
@@ -83,7 +85,7 @@ def _configure(options: argparse.Namespace) -> int:
 
 def _needs_restart(options: argparse.Namespace) -> bool:
     told = (options.memory, options.disk, options.max_object, options.listen, options.port)
-    return any(value is not None for value in (*told, options.persist))
+    return any(value is not None for value in (*told, options.silence, options.persist))
 
 
 def _with_peers(settings: Settings, options: argparse.Namespace) -> Settings:

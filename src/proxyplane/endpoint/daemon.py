@@ -44,7 +44,7 @@ class Daemon:
             token = file.read().strip()
         self.settings = settings
         self._counts = Counts()
-        self._transport = HttpsTransport(identity, settings.listen)
+        self._transport = HttpsTransport(identity, settings.listen, settings.silence)
         self._peers = Peers(self._transport, self._counts)
         self._transport.admit(self._peers)
         self._sessions = Sessions(settings.id, self._state, self._peers)

@@ -23,30 +23,33 @@ _LINGER_SECONDS = 5.0
 
 
 def make_server(
-    identify: Callable[[web.BaseRequest], Caller | Reply], handler: Handler
+    identify: Callable[[web.BaseRequest], Caller | Reply], handler: Handler, patience: float
 ) -> web.Server:
     """The server of one port or socket.
 
     Args:
         identify: Says who asks; or what to answer to one who may not.
         handler: Answers the others.
+        patience: Seconds without progress after which a body, either way, is given up: whoever
+            was at the other end may be gone without a word.
     """
 
     async def serve(request: web.BaseRequest) -> web.StreamResponse:
         caller = identify(request)
         if isinstance(caller, Reply):
-            return await _respond(request, caller)
+            return await _respond(request, caller, patience)
         size = request.content_length
         if size is None:
             if request.can_read_body:
-                return await _respond(
-                    request, problem("bad-request", "a body needs a Content-Length")
-                )
+                refusal = problem("bad-request", "a body needs a Content-Length")
+                return await _respond(request, refusal, patience)
             size = 0
-        asked = Request(request.method, request.raw_path, request.headers, size, _body(request))
+        asked = Request(
+            request.method, request.raw_path, request.headers, size, _body(request, patience)
+        )
         reply = await handler(caller, asked)
         try:
-            return await _respond(request, reply)
+            return await _respond(request, reply, patience)
         finally:
             if reply.close is not None:
                 await reply.close()
@@ -63,15 +66,20 @@ def make_server(
     )
 
 
-async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
+async def _body(request: web.BaseRequest, patience: float) -> AsyncIterator[bytes]:
+    content = request.content
     try:
-        async for piece in request.content.iter_any():
+        while True:
+            async with asyncio.timeout(patience):
+                piece = await content.readany()
+            if not piece:
+                return
             yield piece
     except (ClientError, HttpProcessingError, asyncio.IncompleteReadError) as error:
         raise ConnectionResetError("the body ended before its end") from error
 
 
-async def _respond(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+async def _respond(request: web.BaseRequest, reply: Reply, patience: float) -> web.StreamResponse:
     if isinstance(reply.body, bytes) and request.method != "HEAD":
         return web.Response(status=reply.status, headers=reply.fields, body=reply.body)
     response = web.StreamResponse(status=reply.status, headers=reply.fields)
@@ -80,7 +88,8 @@ async def _respond(request: web.BaseRequest, reply: Reply) -> web.StreamResponse
     if request.method != "HEAD" and not isinstance(reply.body, bytes):
         try:
             async for piece in reply.body:
-                await response.write(piece)
+                async with asyncio.timeout(patience):
+                    await response.write(piece)
         except (OSError, EOFError) as error:
             # Too late to say so: what the other side has got is shorter than it was told.
             log.debug("%s %s ended early: %s", request.method, request.remote, error)

@@ -25,7 +25,7 @@ from aiohttp import web
 from proxyplane.connectors.endpoint.channel import Channel, NotSentError
 from proxyplane.connectors.endpoint.keys import id_of
 from proxyplane.connectors.endpoint.problems import error_of
-from proxyplane.connectors.endpoint.watch import SILENCE_SECONDS, Watch
+from proxyplane.connectors.endpoint.watch import Watch
 from proxyplane.connectors.endpoint.wire import Connection, Head, ProtocolError
 from proxyplane.endpoint.http import make_server
 from proxyplane.endpoint.identity import certificate_of, client_context, server_context
@@ -59,9 +59,11 @@ class HttpsTransport:
     Args:
         identity: The path of this endpoint's identity.
         address: Where to listen, ``host:port``, or empty.
+        silence: Seconds of silence after which a peer counts as lost.
     """
 
-    def __init__(self, identity: str, address: str) -> None:
+    def __init__(self, identity: str, address: str, silence: float) -> None:
+        self._silence = silence
         self._identity = identity
         self._address = address
         self._certificate = certificate_of(identity)
@@ -91,7 +93,7 @@ class HttpsTransport:
             return await handler(caller, request)
 
         host, port = parse_address(self._address)
-        self._runner = web.ServerRunner(make_server(self._identify, serve))
+        self._runner = web.ServerRunner(make_server(self._identify, serve, 5 * self._silence))
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, ssl_context=self._server, reuse_address=True)
         await site.start()
@@ -128,7 +130,7 @@ class HttpsTransport:
 
     def open(self, peer: Peer) -> Link:
         """The way to a peer."""
-        return _HttpsLink(peer, self._certificate, self._plain, self._mutual)
+        return _HttpsLink(peer, self._certificate, self._plain, self._mutual, self._silence)
 
     async def aclose(self) -> None:
         """Ends serving."""
@@ -140,8 +142,14 @@ class _HttpsLink:
     """The connections to one peer."""
 
     def __init__(
-        self, peer: Peer, certificate: bytes, plain: ssl.SSLContext, mutual: ssl.SSLContext
+        self,
+        peer: Peer,
+        certificate: bytes,
+        plain: ssl.SSLContext,
+        mutual: ssl.SSLContext,
+        silence: float,
     ) -> None:
+        self._patience = silence
         self._peer = peer
         self._certificate = certificate
         self._plain = plain
@@ -150,13 +158,13 @@ class _HttpsLink:
         self._introductions = 0
         self._introducing = asyncio.Lock()
         self._channel = Channel(self._connect, limit=_CONNECTIONS)
-        self.watch = Watch(self._channel, on_lost=self._on_lost)
+        self.watch = Watch(self._channel, on_lost=self._on_lost, silence=silence)
         self._heard = self._lost = 0.0
 
     @property
     def up(self) -> bool:
         """Whether something was heard of the peer lately, and since it was lost."""
-        return self._silence() < SILENCE_SECONDS and self._last_heard() > self._lost
+        return self._silence() < self._patience and self._last_heard() > self._lost
 
     def _last_heard(self) -> float:
         return max(self._channel.last_heard, self._heard)
@@ -169,8 +177,8 @@ class _HttpsLink:
         if self._lost <= self._last_heard():
             log.warning("lost the peer %s: %s", self._peer.name, error)
             self._lost = self._loop.time()
-        if self._silence() >= SILENCE_SECONDS:
-            self._channel.abort(ConnectionError(f"nothing was heard for {SILENCE_SECONDS:g} s"))
+        if self._silence() >= self._patience:
+            self._channel.abort(ConnectionError(f"nothing was heard for {self._patience:g} s"))
 
     @contextlib.asynccontextmanager
     async def request(self, request: Request) -> AsyncIterator[Reply]:
@@ -267,14 +275,15 @@ class _HttpsLink:
 
     async def _dial(self, context: ssl.SSLContext) -> Connection:
         host, port = parse_address(self._peer.address)
-        async with asyncio.timeout(CONNECT_SECONDS):
+        patience = min(CONNECT_SECONDS, self._patience)
+        async with asyncio.timeout(patience):
             transport, connection = await self._loop.create_connection(
                 lambda: Connection(PROGRESS_SECONDS),
                 host,
                 port,
                 ssl=context,
                 server_hostname="",
-                ssl_handshake_timeout=CONNECT_SECONDS,
+                ssl_handshake_timeout=patience,
             )
         shown = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
         if shown is None or id_of(shown) != self._peer.id:

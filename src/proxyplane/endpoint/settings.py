@@ -23,12 +23,16 @@ from typing import Any
 
 from proxyplane.connectors.endpoint.keys import is_id
 from proxyplane.connectors.endpoint.places import SETTINGS_FILE, TOKEN_FILE, endpoints_directory
+from proxyplane.connectors.endpoint.watch import PING_SECONDS, SILENCE_SECONDS
 from proxyplane.endpoint import identity
 from proxyplane.endpoint.storage import Limits
 from proxyplane.endpoint.transport import RIGHTS, Peer
 from proxyplane.exceptions import ConfigError
 
 __all__ = ["Settings", "create", "directory_of", "load", "parse_address", "parse_size", "save"]
+
+MOST_FREQUENT = 2 * PING_SECONDS
+"""Seconds of silence that need not mean anything."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
@@ -44,6 +48,7 @@ class Settings:
         api_port: The port of the loopback interface for processes of this machine; 0 for a Unix
             socket.
         listen: Where peers reach it, ``host:port``; empty if they cannot.
+        silence: Seconds of silence after which a peer counts as lost.
         limits: What it may use.
         peers: The others it knows, by the names they have here.
     """
@@ -52,6 +57,7 @@ class Settings:
     id: str
     api_port: int = 0
     listen: str = ""
+    silence: float = SILENCE_SECONDS
     limits: Limits = field(default_factory=Limits)
     peers: dict[str, Peer] = field(default_factory=dict)
 
@@ -137,6 +143,7 @@ def save(settings: Settings) -> None:
         f"id = {json.dumps(settings.id)}",
         f"api_port = {settings.api_port}",
         f"listen = {json.dumps(settings.listen)}",
+        f"silence = {settings.silence}",
         f"memory = {limits.memory}",
         f"disk = {limits.disk}",
         f"max_object = {limits.largest}",
@@ -164,7 +171,7 @@ def _write(path: str, text: str) -> None:
 def _from_table(name: str, table: dict[str, Any]) -> Settings:
     default = Limits()
     unknown = set(table) - {
-        *("id", "api_port", "listen", "memory", "disk", "max_object", "persist", "peers")
+        *("id", "api_port", "listen", "silence", "memory", "disk", "max_object", "persist", "peers")
     }
     if unknown:
         raise ConfigError(f"there is no setting {min(unknown)!r}")
@@ -181,7 +188,16 @@ def _from_table(name: str, table: dict[str, Any]) -> Settings:
         )
     if not is_id(str(table["id"])):
         raise ConfigError("its id is not one")
-    settings = Settings(name, table["id"], int(table.get("api_port", 0)), "", limits, peers)
+    settings = Settings(
+        name=name,
+        id=table["id"],
+        api_port=int(table.get("api_port", 0)),
+        silence=float(table.get("silence", SILENCE_SECONDS)),
+        limits=limits,
+        peers=peers,
+    )
+    if not MOST_FREQUENT <= settings.silence < float("inf"):
+        raise ConfigError(f"silence must be at least {MOST_FREQUENT:g} seconds")
     listen = str(table.get("listen", ""))
     if listen:
         parse_address(listen)

@@ -29,8 +29,8 @@ from proxyplane.exceptions import (
 __all__ = ["SILENCE_SECONDS", "Heard", "Watch", "Watcher"]
 
 PING_SECONDS: Final = 1.0
-SILENCE_SECONDS = 6.0
-"""Seconds of silence after which a link counts as lost."""
+SILENCE_SECONDS: Final = 6.0
+"""Seconds of silence after which a link counts as lost, unless told otherwise."""
 IDLE_SECONDS = 10.0
 """Seconds for which a stream is kept when nobody waits."""
 
@@ -58,14 +58,19 @@ class Watch:
     Args:
         channel: The way there.
         on_lost: Called when the stream was lost, with the reason.
+        silence: Seconds of silence after which it counts as lost.
     """
 
     def __init__(
-        self, channel: Channel, on_lost: Callable[[BaseException], object] | None = None
+        self,
+        channel: Channel,
+        on_lost: Callable[[BaseException], object] | None = None,
+        silence: float = SILENCE_SECONDS,
     ) -> None:
         self.trouble: BaseException | None = None
         self._channel = channel
         self._on_lost = on_lost
+        self._silence = silence
         self._wanted: dict[tuple[str, str], dict[Watcher, None]] = {}
         self._unsent: dict[tuple[str, str], bool] = {}  # True to add, False to drop
         self._to_send = asyncio.Event()
@@ -127,7 +132,7 @@ class Watch:
                         await self._refused(answer)
                         return
                     connection = answer.connection
-                    connection.patience = SILENCE_SECONDS
+                    connection.patience = self._silence
                     session = (await connection.read_line()).decode("latin-1")
                     self.trouble, pause = None, _FIRST_PAUSE
                     self._unsent = dict.fromkeys(self._wanted, True)
