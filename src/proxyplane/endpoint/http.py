@@ -60,10 +60,20 @@ def make_server(
         auto_decompress=False,
         keepalive_timeout=_IDLE_SECONDS,
         lingering_time=_LINGER_SECONDS,
-        logger=log,
+        logger=_log_of_http,
         max_line_size=_LINE_BYTES,
         read_bufsize=1 << 18,
     )
+
+
+def _is_our_affair(record: logging.LogRecord) -> bool:
+    """Leaves out the tracebacks of what others sent that is no HTTP; they were told."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | ConnectionError)
+
+
+_log_of_http = logging.getLogger("proxyplane.endpoint.http")
+_log_of_http.addFilter(_is_our_affair)
 
 
 async def _body(request: web.BaseRequest, patience: float) -> AsyncIterator[bytes]:

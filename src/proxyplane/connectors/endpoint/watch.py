@@ -132,7 +132,7 @@ class Watch:
                         await self._refused(answer)
                         return
                     connection = answer.connection
-                    connection.patience = self._silence
+                    connection.be_patient(self._silence)
                     session = (await connection.read_line()).decode("latin-1")
                     self.trouble, pause = None, _FIRST_PAUSE
                     self._unsent = dict.fromkeys(self._wanted, True)

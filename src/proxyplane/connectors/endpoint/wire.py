@@ -67,7 +67,7 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     def __init__(self, patience: float) -> None:
-        self.patience = patience
+        self._patience = patience
         self.last_heard = 0.0
         self.reusable = True
         self._loop = asyncio.get_running_loop()
@@ -277,6 +277,14 @@ class Connection(asyncio.BufferedProtocol):
         """What the transport knows."""
         return None if self._transport is None else self._transport.get_extra_info(name)
 
+    def be_patient(self, seconds: float) -> None:
+        """Sets after how long without any progress it counts as lost, from now on."""
+        self._patience = seconds
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._watch()
+
     def abort(self, reason: BaseException | None = None) -> None:
         """Closes at once; whoever reads or writes gets `reason`."""
         self._fail(reason or ConnectionAbortedError("closed on this side"))
@@ -307,7 +315,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _watch(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(self.patience / _LOOKS, self._look)
+            self._timer = self._loop.call_later(self._patience / _LOOKS, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -318,8 +326,8 @@ class Connection(asyncio.BufferedProtocol):
         progress = (self._received, self._sent - self._transport.get_write_buffer_size())
         if progress != self._progress or not reading:
             self._progress, self._since = progress, now
-        if now - self._since >= self.patience:
-            self.abort(TimeoutError(f"no progress for {self.patience:g} s"))
+        if now - self._since >= self._patience:
+            self.abort(TimeoutError(f"no progress for {self._patience:g} s"))
         else:
             self._watch()
 
