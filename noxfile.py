@@ -216,9 +216,19 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST, default=False)
 def bench(session: nox.Session) -> None:
-    """The benchmarks, beside the project that they are compared with; some ten minutes."""
+    """The benchmarks, beside the project that they are compared with; some twenty minutes.
+
+    Figures and pictures go to .nox/figures; `nox -s bench -- --docs` puts them into the docs too.
+    """
     session.install("-e", ".[demo,uvloop]", "proxystore==1.1.0")
-    session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": None})
+    arguments = [one for one in session.posargs if one != "--docs"]
+    folder = ROOT / ".nox" / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = str(folder / "figures.json")
+    environment: dict[str, str | None] = {"PYTHONPATH": None}
+    session.run("python", "-m", "benchmarks", "--json", figures, *arguments, env=environment)
+    if len(arguments) < len(session.posargs):
+        session.run("python", "-m", "benchmarks", "docs", figures, env=environment)
 
 
 @nox.session(python=OLDEST, default=False, requires=["build"])

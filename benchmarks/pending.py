@@ -13,13 +13,8 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.harness import (
-    Report,
-    object_directory,
-    peer,
-    processor_seconds,
-    redis_server,
-)
+from benchmarks._report import Report
+from benchmarks.harness import object_directory, peer, processor_seconds, redis_server
 from proxyplane import Store
 
 
@@ -56,11 +51,11 @@ def _inotify_instances() -> int:
 async def measure(report: Report, medium: str, place: str, server_pid: int) -> None:
     """One medium."""
     count = 50 if report.settings.quick else 10_000
-    idle = 0.4 if report.settings.quick else 20.0
+    idle = 0.4 if report.settings.quick else 10.0
     shares, server, holders, woken, took = [], [], [], [], []
     store = Store("pending", place, cache_size=0)
     with peer(hold) as connection:
-        for _ in range(min(report.settings.rounds, 3)):
+        for _ in range(min(report.settings.rounds, 2)):
             futures: list[Any] = []
             while len(futures) < count:
                 wave = (store.future() for _ in range(min(50, count - len(futures))))
@@ -103,7 +98,7 @@ async def _subscribed_clients(place: str) -> int | None:
 
 def run(report: Report) -> None:
     """Runs it over Redis and over files."""
-    with redis_server() as server:
+    with redis_server(report) as server:
         asyncio.run(measure(report, "Redis", server.url, server.pid))
     with object_directory() as path:
         asyncio.run(measure(report, "files", f"file://{path}", 0))

@@ -20,13 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import (
-    Report,
-    has_reference,
-    object_directory,
-    redis_server,
-    reference_store,
-)
+from benchmarks._report import Report
+from benchmarks.harness import has_reference, object_directory, redis_server, reference_store
 from proxyplane import ProxyFuture
 from proxyplane.sync import Store
 
@@ -79,7 +74,7 @@ def measure(report: Report, medium: str, stores: dict[str, Any]) -> None:
     tasks = 3 if report.settings.quick else TASKS
     scale = 0.02 if report.settings.quick else 1.0 if report.settings.full else SCALE
     seconds, size = SECONDS * scale, int(BYTES * scale)
-    rounds = min(report.settings.rounds, 3) if report.settings.full else report.settings.rounds
+    rounds = report.settings.few_rounds
     found: dict[tuple[float, str], list[float]] = {}
     with ProcessPoolExecutor(tasks, get_context("spawn")) as pool:
         for store in stores.values():
@@ -110,7 +105,7 @@ def measure(report: Report, medium: str, stores: dict[str, Any]) -> None:
 
 def run(report: Report) -> None:
     """Runs it over Redis and over files."""
-    with redis_server() as server:
+    with redis_server(report) as server:
         measure(report, "Redis", _stores(server.url))
     with object_directory() as path:
         measure(report, "files", _stores(f"file://{path}"))

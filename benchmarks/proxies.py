@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import proxyplane
-from benchmarks.harness import REFERENCE, Report, has_reference
+from benchmarks._report import Report
+from benchmarks.harness import REFERENCE, has_reference
 from proxyplane.sync import Store
 
 Env = dict[str, Any]

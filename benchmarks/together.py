@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import proxyplane
+from benchmarks._report import Report
 from benchmarks.delay import run_delay
-from benchmarks.harness import Report, has_reference, peer, redis_server, reference_store
+from benchmarks.harness import has_reference, peer, redis_server, reference_store
 from proxyplane.sync import Store
 
 COUNT = 8
@@ -36,7 +37,7 @@ def timed(
 
 def run(report: Report) -> None:
     """Runs it with ours, and with the reference's."""
-    with redis_server() as server, peer(run_delay, server.port, DELAY) as connection:
+    with redis_server(report) as server, peer(run_delay, server.port, DELAY) as connection:
         url = f"redis://127.0.0.1:{connection.recv()}/0"
         store = Store("together", url, cache_size=0, register=True)
         bodies = [BODY] * COUNT

@@ -12,19 +12,13 @@ import random
 import time
 from multiprocessing.connection import Connection
 
-from benchmarks import _ways
-from benchmarks._ways import Variant
-from benchmarks.harness import (
-    Report,
-    has_reference,
-    object_directory,
-    peer,
-    quantile,
-    redis_server,
-)
+from benchmarks import _wakers
+from benchmarks._report import Report
+from benchmarks._wakers import Variant
+from benchmarks.harness import has_reference, object_directory, peer, quantile, redis_server
 
 # In a round each variant has its turn so often, and so many wake-ups in each.
-BLOCKS, BLOCK = 6, 40
+BLOCKS, BLOCK = 5, 40
 
 
 def consume(connection: Connection, variants: list[Variant]) -> None:
@@ -63,29 +57,29 @@ async def measure(
     report: Report, medium: str, variants: dict[str, Variant], base: str, limit: float
 ) -> None:
     """All variants over one medium; the first is ours."""
-    quick, rounds = report.settings.quick, report.settings.rounds
+    quick, rounds = report.settings.quick, report.settings.few_rounds
     found: dict[str, list[list[float]]] = {name: [] for name in variants}
     used: dict[str, list[float]] = {name: [] for name in variants}
     listed = list(variants.values())
     with peer(consume, listed) as connection:
         for variant in listed:
-            for _ in range(1 if quick else 20 if type(variant) is not _ways.Reference else 1):
+            for _ in range(1 if quick else 20 if type(variant) is not _wakers.Reference else 1):
                 await sample(variant, listed.index(variant), connection, 0.01)
         for _ in range(rounds):
             for name in variants:
                 found[name].append([])
             for _ in range(1 if quick else BLOCKS):
                 for number, (name, variant) in enumerate(variants.items()):
-                    slow = type(variant) is _ways.Reference  # a second each
+                    slow = type(variant) is _wakers.Reference  # a second each
                     for _ in range(1 if slow or quick else BLOCK):
                         pause = random.uniform(0.005, 0.015)
                         pause += slow * (not quick) * random.random()
                         took, _ = await sample(variant, number, connection, pause)
                         found[name][-1].append(took)
             for number, (name, variant) in enumerate(variants.items()):
-                if not isinstance(variant, (_ways.Ours, _ways.Reference)):
+                if not isinstance(variant, (_wakers.Ours, _wakers.Reference)):
                     continue
-                _, cpu = await sample(variant, number, connection, 0.05 if quick else 2.0)
+                _, cpu = await sample(variant, number, connection, 0.05 if quick else 1.0)
                 used[name].append(cpu)
     for variant in listed:
         await variant.close()
@@ -120,28 +114,28 @@ async def measure(
 
 def run(report: Report) -> None:
     """Runs it over Redis and over files."""
-    with redis_server() as server:
+    with redis_server(report) as server:
         url = server.url
         variants: dict[str, Variant] = {
-            "proxyplane": _ways.Ours(url),
-            "raw pub/sub": _ways.RawPubSub(url),
-            "redis-py pub/sub": _ways.RedisPyPubSub(url),
-            "raw SET and pub/sub, then GET": _ways.RawSetAndGet(url),
+            "proxyplane": _wakers.Ours(url),
+            "raw pub/sub": _wakers.RawPubSub(url),
+            "redis-py pub/sub": _wakers.RedisPyPubSub(url),
+            "raw SET and pub/sub, then GET": _wakers.RawSetAndGet(url),
         }
         if has_reference():
-            variants["ProxyStore, 1 ms polling"] = _ways.FastReference(url)
-            variants["ProxyStore, as it comes"] = _ways.Reference(url)
+            variants["ProxyStore, 1 ms polling"] = _wakers.FastReference(url)
+            variants["ProxyStore, as it comes"] = _wakers.Reference(url)
         asyncio.run(measure(report, "Redis", variants, "raw pub/sub", 1.75))
     media = {"files on disk": None, "files in /dev/shm": "/dev/shm"}
     for medium, parent in media.items():
         with object_directory(parent) as path:
             variants = {
-                "proxyplane": _ways.Ours(f"file://{path}/ours"),
-                "raw inotify": _ways.RawInotify(path),
-                "raw inotify, and read": _ways.InotifyAndRead(path),
+                "proxyplane": _wakers.Ours(f"file://{path}/ours"),
+                "raw inotify": _wakers.RawInotify(path),
+                "raw inotify, and read": _wakers.InotifyAndRead(path),
             }
             os.mkdir(f"{path}/ours", 0o700)
             if has_reference():
-                variants["ProxyStore, 1 ms polling"] = _ways.FastReference(f"{path}/reference")
-                variants["ProxyStore, as it comes"] = _ways.Reference(f"{path}/reference")
+                variants["ProxyStore, 1 ms polling"] = _wakers.FastReference(f"{path}/reference")
+                variants["ProxyStore, as it comes"] = _wakers.Reference(f"{path}/reference")
             asyncio.run(measure(report, medium, variants, "raw inotify", 2.3))
