@@ -275,7 +275,7 @@ class ForgetsToAnswerInTheShortcut(FileConnector):
         return self._evict_sync(key)
 
 
-@noticed_by("test_any_sequence_of_operations", "test_any_sequence_over_a_store")
+@noticed_by("test_any_sequence_of_operations")
 class BuriesWhatABatchEvicted(FileConnector):
     """Only a certain order of operations shows it."""
 
