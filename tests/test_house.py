@@ -81,6 +81,7 @@ LAYERS = [
         "_server",
         "__main__",
         "_cli_endpoint",
+        "_cli_sweep",
         "cli",
         "demo.*",
         "endpoint.*",

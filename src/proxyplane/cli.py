@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import proxyplane
 from proxyplane._cli_endpoint import add_endpoint
+from proxyplane._cli_sweep import add_sweep
 
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
@@ -91,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     add_endpoint(commands)
+    add_sweep(commands)
     return parser
 
 
