@@ -357,12 +357,16 @@ class Leases:
                 return False
             self._make_folder(f"{os.path.dirname(passing)}/0")
             return self._take(path, found)
-        mine = os.lstat(passing).st_ino == found.st_ino
+        try:
+            mine = os.lstat(passing).st_ino == found.st_ino
+        except FileNotFoundError:
+            return True  # another sweep took it for left behind, since its lease has ended
         if not mine:
             # It was evicted, and its key used again, between two of these lines.
             with suppress(FileExistsError):
                 os.link(passing, path)
-        os.unlink(passing)
+        with suppress(FileNotFoundError):
+            os.unlink(passing)
         return mine
 
     def _end_passing(self, path: str) -> None:
