@@ -344,11 +344,18 @@ async def test_what_fails_is_never_done(redis_server, redis_url):
         async with store_of(connector) as store:
             await store.exists("x")
             proxy.cut("up", 5 * MB, "reset")
+            proxy.delay = 0.01
             calls = Calls()
+
+            def tell(done: int, total: int) -> None:
+                calls(done, total)
+                proxy.refuses = done > 0  # else the put is tried again, with success
+
             with pytest.raises(ConnectorError):
-                await store.put(bytes(5 * MB), key="named", progress=calls)
-            assert calls
+                await store.put(bytes(5 * MB), key="named", progress=tell)
+            assert proxy.refuses
             assert all(done < total for done, total in calls)
+            proxy.delay, proxy.refuses = 0.0, False
             await connector.put([bytes(5 * MB)], key="garbage")
             calls = Calls()
             with pytest.raises(SerializationError):

@@ -20,6 +20,7 @@ class TCPProxy:
     Attributes:
         port: Where it listens.
         delay: Seconds that each chunk waits.
+        refuses: Whether new connections are ended at once.
         cut: After how many bytes in a direction, counted over all connections since it was set,
             what happens: "close" ends the connection, "reset" does so with a RST, "stall" forwards
             nothing more in either direction and says nothing (half-open). It happens once.
@@ -31,6 +32,7 @@ class TCPProxy:
         self._target = (host, port)
         self.port = 0
         self.delay = 0.0
+        self.refuses = False
         self.accepted = 0
         self.forwarded = {"up": 0, "down": 0}
         self._cut: tuple[Direction, int, Fault] | None = None
@@ -69,6 +71,9 @@ class TCPProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        if self.refuses:
+            writer.transport.abort()
+            return
         try:
             up_reader, up_writer = await asyncio.open_connection(*self._target)
         except OSError:
