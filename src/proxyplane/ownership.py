@@ -311,7 +311,6 @@ def updating(
     putting.io, putting.io_here = replace_whole, None
     if put_here and store.claims_here:  # who is interrupted in the middle would have lost it
         putting.io_here = replace_here
-    putting.finish = lambda _: None
     return cast("Operation[None]", putting)
 
 

@@ -301,3 +301,19 @@ class TestScopes:
         await asyncio.wait([task])
         await asyncio.sleep(0)
         assert [1] == mut_borrow(owner)
+
+
+async def test_who_reads_while_it_is_updated_leaves_nothing_old_behind():
+    """What a reader got just before the update took place is in no cache after it."""
+    async with pp.Store("updated", pp.LocalConnector()) as store:
+        owner = await store.owned_proxy([1])
+        owner.append(2)
+        swap = store.connector.swap
+
+        async def read_first(key: str, *args: Any, **kwargs: Any) -> Any:
+            assert await store.get(key) == [1]
+            return await swap(key, *args, **kwargs)
+
+        store.connector.swap = read_first
+        await pp.aupdate(owner)
+        assert await store.get(pp.get_key(owner)) == [1, 2]
