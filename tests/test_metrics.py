@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from proxyplane import FileConnector, LocalConnector, Store, StoreConfig, aresolve, get_key, sync
+from proxyplane import metrics as metrics_module
 from proxyplane.exceptions import ConfigError, ProxyResolveMissingKeyError, SerializationError
 from proxyplane.metrics import BYTES, SECONDS, Event, Histogram, Metrics
+from proxyplane.ownership import aupdate
 
 pytestmark = pytest.mark.usefixtures("lazy")
 
@@ -238,3 +240,65 @@ async def test_a_configuration_says_whether_to_count():
         assert store.config().metrics
     with pytest.raises(ConfigError, match="metrics"):
         StoreConfig("configured", config.connector, metrics=1)
+
+
+async def test_keys_that_can_be_read_once_are_read_once():
+    """With somebody listening, keys may come out of a generator as they may without."""
+    async with Store("once", LocalConnector(), metrics=True, cache_size=0) as store:
+        keys = await store.put_batch(["a", "b"])
+        assert await store.get_batch(key for key in keys) == ["a", "b"]
+        assert await store.evict_batch(key for key in keys) == [True, True]
+        with pytest.raises(TypeError, match="a key is a string"):
+            await store.get(None)
+        counted = store.metrics.operations
+    assert counted["get_batch"].objects == counted["evict_batch"].objects == 2
+
+
+async def test_an_operation_made_of_others_is_one():
+    """What a batch of chosen keys, or a strict read, does inside is no operation of its own."""
+    listener = Listener()
+    async with Store("one", LocalConnector(), instrument=listener) as store:
+        made = await store.put("made")
+        await store.put("named", key="name")
+        listener.events.clear()
+        assert await store.get_batch([made, "name"]) == ["made", "named"]
+        assert await store.get(made, strict=True) == "made"
+        assert await store.get("name", strict=True) == "named"
+    assert [event.operation for event in listener.events] == ["get_batch", "get", "get"]
+    assert listener.events[0].keys == (made, "name")
+
+
+async def test_leases_and_updates_are_counted():
+    """So are the lease that is given to objects, and the update of one that is owned."""
+    listener = Listener()
+    async with Store("changed", LocalConnector(), instrument=listener) as store:
+        key = await store.put([1])
+        assert await store.extend([key], 60) == [True]
+        owned = await store.owned_proxy([2])
+        owned.append(3)
+        await aupdate(owned)
+        owned_key = get_key(owned)
+    (extend,) = listener.of("extend")
+    (update,) = listener.of("update")
+    assert extend.keys == (key,)
+    assert update.keys == (owned_key,) and update.size > 0 and update.error is None
+
+
+def test_a_large_batch_stays_within_the_bound(monkeypatch):
+    """Numbers of single objects are never kept, nor made, for more of them than was asked for."""
+    made = []
+    plain = metrics_module.OperationMetrics.__init__
+    monkeypatch.setattr(
+        metrics_module.OperationMetrics,
+        "__init__",
+        lambda self: (made.append(self), plain(self))[1],
+    )
+    for most in (0, 10):
+        made.clear()
+        metrics = Metrics(max_keys=most)
+        metrics.record(Event("s", "put_batch", tuple(map(str, range(1000)))))
+        assert len(made) == most + 1
+        assert metrics.operations["put_batch"].objects == 1000
+        assert [bool(metrics.of_key(str(i))) for i in range(1000)] == [False] * (1000 - most) + [
+            True
+        ] * most

@@ -6,35 +6,37 @@ Nothing here runs for a store without an instrument: its operations are not touc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from proxyplane._operations import Known, Operation
+from proxyplane._progress import nbytes
 from proxyplane.cache import MISSING
 from proxyplane.metrics import Event, Instrument
 
 _log = logging.getLogger("proxyplane.metrics")
 
-# What makes an operation, and what that is called in an event. All of them take the key, or the
-# keys, as their first argument, except those that say otherwise: they make it.
-READ_OR_CHANGE = {
-    "getting": "get",
-    "getting_batch": "get_batch",
-    "resolving": "resolve",
-    "looking": "exists",
-    "evicting": "evict",
-    "evicting_batch": "evict_batch",
-    "setting": "set",
-    "awaiting": "wait",
-    "reading_set": "result",
-}
-MAKE = {
-    "putting": "put",
-    "putting_batch": "put_batch",
-    "proxying": "proxy",
-    "proxying_batch": "proxy_batch",
-    "promising": "future",
+# What makes an operation; what that is called in an event; and which of its arguments is the key,
+# or the keys. None: it makes them.
+OPERATIONS: dict[str, tuple[str, int | None]] = {
+    "getting": ("get", 0),
+    "getting_batch": ("get_batch", 0),
+    "resolving": ("resolve", 0),
+    "looking": ("exists", 0),
+    "evicting": ("evict", 0),
+    "evicting_batch": ("evict_batch", 0),
+    "extending": ("extend", 0),
+    "setting": ("set", 0),
+    "awaiting": ("wait", 0),
+    "reading_set": ("result", 0),
+    "replacing": ("update", 1),
+    "putting": ("put", None),
+    "putting_batch": ("put_batch", None),
+    "proxying": ("proxy", None),
+    "proxying_batch": ("proxy_batch", None),
+    "promising": ("future", None),
 }
 
 ENCODE, IO, DECODE = range(3)  # the steps of an operation
@@ -50,8 +52,8 @@ def observe(store: Any, instruments: Sequence[Instrument]) -> None:
             except Exception:  # noqa: BLE001  any code; it must not fail the operation
                 _log.exception("%r failed to record %r", instrument, event)
 
-    for method, name in (READ_OR_CHANGE | MAKE).items():
-        setattr(store, method, _observed(store.name, name, getattr(store, method), tell))
+    for method, (name, place) in OPERATIONS.items():
+        setattr(store, method, _observed(store.name, name, place, getattr(store, method), tell))
     cached = store.cached
 
     def seen(key: str) -> Any:
@@ -66,19 +68,25 @@ def observe(store: Any, instruments: Sequence[Instrument]) -> None:
 def _observed(
     store: str,
     name: str,
+    place: int | None,
     make: Callable[..., Operation[Any]],
     tell: Callable[[Event], None],
 ) -> Callable[..., Operation[Any]]:
     def made(*args: Any, **kwargs: Any) -> Operation[Any]:
         keys: tuple[str, ...] = ()
-        if name in READ_OR_CHANGE.values():
-            keys = (args[0],) if isinstance(args[0], str) else tuple(args[0])
+        if place is not None:
+            given = args[place]
+            if isinstance(given, str):
+                keys = (given,)
+            elif isinstance(given, Iterable):  # what can be read only once is read here
+                keys = tuple(given)
+                args = (*args[:place], keys, *args[place + 1 :])
         operation = make(*args, **kwargs)
         if isinstance(operation, Known):
             if keys:  # else it is no object that a store takes, such as None
                 tell(Event(store, name, keys, cached=True))
             return operation
-        return _Watch(store, name, keys, tell).over(operation)
+        return _Watch(store, name, keys, place is None, tell).over(operation)
 
     return made
 
@@ -87,9 +95,15 @@ class _Watch:
     """Takes the times of one operation."""
 
     def __init__(
-        self, store: str, name: str, keys: tuple[str, ...], tell: Callable[[Event], None]
+        self,
+        store: str,
+        name: str,
+        keys: tuple[str, ...],
+        makes_keys: bool,
+        tell: Callable[[Event], None],
     ) -> None:
         self.store, self.name, self.keys, self.tell = store, name, keys, tell
+        self.makes_keys = makes_keys
         self.start = 0.0
         self.seconds = [0.0, 0.0, 0.0]
         self.size = 0
@@ -100,18 +114,24 @@ class _Watch:
         finish = operation.finish
 
         def watched_prepare() -> Any:
-            request = self.step(ENCODE, prepare)
-            self.size += _nbytes(request)
+            with self.step(ENCODE):
+                request = prepare()
+            self.size += nbytes(request)
             return request
 
         async def watched_io(request: Any) -> Any:
-            return self.came(await self.astep(IO, io(request)))
+            with self.step(IO):
+                reply = await io(request)
+            return self.came(reply)
 
         def watched_io_here(request: Any) -> Any:
-            return self.came(self.step(IO, io_here, request))
+            with self.step(IO):
+                reply = cast(Any, io_here)(request)
+            return self.came(reply)
 
         def watched_finish(reply: Any) -> Any:
-            result = self.step(DECODE, finish, reply)
+            with self.step(DECODE):
+                result = finish(reply)
             self.end(None)
             return result
 
@@ -125,44 +145,23 @@ class _Watch:
 
     def came(self, reply: Any) -> Any:
         """Takes note of what the connector gave: keys or bytes."""
-        if self.name in MAKE.values():
+        if self.makes_keys:
             self.keys = (reply,) if isinstance(reply, str) else tuple(reply)
         else:
-            self.size += _nbytes(reply)
+            self.size += nbytes(reply)
         return reply
 
-    def step(self, which: int, function: Any, *args: Any) -> Any:
-        """Calls a step of the operation."""
-        begin = self.begin()
+    @contextmanager
+    def step(self, which: int) -> Iterator[None]:
+        """Takes the time of a step; one that fails is the last."""
+        begin = perf_counter()
+        self.start = self.start or begin
         try:
-            result = function(*args)
+            yield
         except BaseException as error:
-            self.took(which, begin)
+            self.seconds[which] = perf_counter() - begin
             self.end(error)
             raise
-        self.took(which, begin)
-        return result
-
-    async def astep(self, which: int, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Awaits a step of the operation."""
-        begin = self.begin()
-        try:
-            result = await coroutine
-        except BaseException as error:
-            self.took(which, begin)
-            self.end(error)
-            raise
-        self.took(which, begin)
-        return result
-
-    def begin(self) -> float:
-        """Starts the clock of a step, and at the first one that of the operation."""
-        now = perf_counter()
-        self.start = self.start or now
-        return now
-
-    def took(self, which: int, begin: float) -> None:
-        """Stops the clock of a step."""
         self.seconds[which] = perf_counter() - begin
 
     def end(self, error: BaseException | None) -> None:
@@ -182,14 +181,3 @@ class _Watch:
                 error=error,
             )
         )
-
-
-def _nbytes(found: Any) -> int:
-    """Bytes of a buffer, or of all buffers in lists of them."""
-    if isinstance(found, (list, tuple)):
-        return sum(map(_nbytes, found))
-    try:
-        with memoryview(found) as view:
-            return view.nbytes
-    except TypeError:  # a key, None, whether it was there
-        return 0

@@ -160,15 +160,13 @@ def _taken(task: asyncio.Future[Any]) -> None:
 
 
 def nbytes(found: Any) -> int:
-    """Bytes of a buffer, or of all in a list; 0 for anything else."""
-    if isinstance(found, list):
+    """Bytes of a buffer, or of all in a list or tuple; 0 for anything else."""
+    if isinstance(found, list | tuple):
         return sum(map(nbytes, found))
-    if isinstance(found, str):
-        return 0
     try:
         with memoryview(found) as view:
             return view.nbytes
-    except TypeError:
+    except TypeError:  # a key, None, whether it was there
         return 0
 
 

@@ -203,7 +203,8 @@ class StoreGets(StoreBase):
         if had is MISSING:
             operation = self._reading(key, None, absent, cache=True)
         else:
-            operation = self.looking(key).then(
+            # Not `self.looking`: an instrument would take it for one more operation.
+            operation = StoreGets.looking(self, key).then(
                 lambda there: had if there else self._forget([key]) or absent()
             )
         return operation if result is None else operation.then(partial(result, key))
@@ -287,12 +288,13 @@ class StoreGets(StoreBase):
         others: list[str] = []
         for key in keys:
             if strict or self._is_name(key):
-                parts[key] = self.getting(key, default, strict)
+                # Not `self.getting`: an instrument would take it for one more operation.
+                parts[key] = StoreGets.getting(self, key, default, strict)
             else:
                 others.append(key)
         known = {key: one.work() for key, one in parts.items() if isinstance(one, Known)}
         reads = [(key, one) for key, one in parts.items() if key not in known]
-        rest = self.getting_batch(others, default)
+        rest = StoreGets.getting_batch(self, others, default)
 
         async def read(_: None) -> tuple[Any, list[Any]]:
             calls = [one.io(None) for _, one in reads]

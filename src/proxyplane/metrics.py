@@ -34,7 +34,8 @@ class Event:
         store: Name of the store.
         operation: ``"put"``, ``"put_batch"``, ``"proxy"``, ``"proxy_batch"``, ``"get"``,
             ``"get_batch"``, ``"resolve"`` (the target of a proxy), ``"exists"``, ``"evict"``,
-            ``"evict_batch"``, ``"future"``, ``"set"``, ``"wait"`` or ``"result"``.
+            ``"evict_batch"``, ``"extend"``, ``"update"`` (of an owned object), ``"future"``,
+            ``"set"``, ``"wait"`` or ``"result"``.
         keys: The keys of the objects, as far as they are known: a put that failed has none.
         size: Encoded bytes that went to the medium or came from it.
         seconds: From the first step to the end of the last, in seconds.
@@ -235,7 +236,8 @@ class Metrics:
         """Counts one operation."""
         with self._lock:
             _of(self._operations, event.operation).add(event)
-            for key in event.keys:
+            # Of a large batch the last ones: the others would only be made to be dropped.
+            for key in event.keys[max(0, len(event.keys) - self.max_keys) :]:
                 kinds = self._keys.get(key)
                 if kinds is None:
                     kinds = self._keys[key] = {}
