@@ -4,7 +4,8 @@ The blocks of one page run in order, in one process and one empty directory: Pyt
 namespace where ``await`` is allowed, commands with bash. A block that starts with a comment naming
 a file (``# shelf.py``) is written to that file, and runs too unless it has a ``__main__`` guard.
 What a page needs and a reader need not see stands in a comment: ``<!-- setup``, code, ``-->``.
-Pages may use the Redis server at ``redis://localhost:6379``; they get that of the tests.
+Pages may use the Redis server at ``redis://localhost:6379``, and the cluster at the ports 7000 to
+7002; they get those of the tests.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 REDIS = re.compile(r"redis://localhost:6379(?:/0)?")
+CLUSTER = "redis+cluster://localhost:7000,localhost:7001,localhost:7002"
 # Warnings are errors, but that a process pool forks is the default of Python before 3.14.
 WARNINGS = ["error", "ignore:This process:DeprecationWarning"]
 
@@ -136,6 +138,9 @@ def test_page(page, tmp_path, request):
     if any(REDIS.search(one.text) for one in todo):
         url = request.getfixturevalue("redis_server").url.removesuffix("/0")
         todo = [one._replace(text=REDIS.sub(url, one.text)) for one in todo]
+    if any(CLUSTER in one.text for one in todo):
+        url = request.getfixturevalue("redis_cluster").url
+        todo = [one._replace(text=one.text.replace(CLUSTER, url)) for one in todo]
     done = _run(name_of(page), todo, tmp_path, PYTHONWARNINGS=",".join(WARNINGS))
     assert 0 == done.returncode, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 

@@ -40,6 +40,9 @@ class RedisConnector(Shortcut):
 
     Objects above 512 MiB, the most that a server takes as one string, are kept in parts beside it.
 
+    Or in a cluster of servers: each object is whole at one node, a batch goes to all nodes at the
+    same time, and slots may move meanwhile. Then what is said here of a server holds for each node.
+
     A lease is the time to live of a key. Futures need Redis 6.0 or newer.
 
     The server's user needs the commands GETRANGE, STRLEN, SET, EXISTS, UNLINK, WATCH, MULTI, EXEC
@@ -47,7 +50,7 @@ class RedisConnector(Shortcut):
     leases, and INFO if the connector is to know the server's memory limit. For objects in parts it
     also needs PEXPIRE, PERSIST and PTTL, and the keys ``{<namespace>:*`` (the parts). For futures
     it also needs RENAMENX, PUBLISH, SUBSCRIBE and UNSUBSCRIBE, the same keys (their records), and
-    the channels ``<namespace>:*``.
+    the channels ``<namespace>:*``. In a cluster it also needs CLUSTER|SLOTS and ASKING.
 
     Connections, for each event loop that uses it, made when they are needed: one for all small
     operations together, up to `max_connections` for large objects and for batches, each with one
@@ -61,7 +64,9 @@ class RedisConnector(Shortcut):
 
     Args:
         url: ``redis://[user@]host[:port][/db]``, ``rediss://`` for TLS, or ``unix:///path``, with
-            the arguments below as options of the query. Never with a password.
+            the arguments below as options of the query. Never with a password. For a cluster
+            ``redis+cluster://[user@]host[:port],host[:port]…`` or ``rediss+cluster://``, with at
+            least one of its nodes.
         username: ACL user; the server's ``default`` user if left out.
         password_env: Name of the environment variable that holds the password, read whenever a
             connection is made.
