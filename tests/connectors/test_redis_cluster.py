@@ -14,7 +14,7 @@ import pytest
 
 import proxyplane as pp
 from proxyplane import RedisConnector, Store, sync
-from proxyplane.connectors.redis import transfer, waiting
+from proxyplane.connectors.redis import parts, transfer, waiting
 from proxyplane.exceptions import (
     ConnectorClosedError,
     ConnectorUnavailableError,
@@ -112,14 +112,16 @@ async def test_large_objects_come_in_windows(connector):
         assert body == await connector.get(key, size=hint)
 
 
-@pytest.mark.parametrize("key", ["{a}b", "a{b", "}{", "{}", "{", "a}b{c}", "{later}"])
-async def test_braces_in_keys(connector, key):
+@pytest.mark.parametrize("whole", [MB, 1], ids=["whole", "in parts"])
+@pytest.mark.parametrize("key", ["{a}b", "a{b", "}{", "{}", "{}a}", "{", "a}b{c}", "}", "{later}"])
+async def test_braces_in_keys(connector, monkeypatch, key, whole):
     """Braces, which choose the slot, are characters of a key like any other."""
-    assert key == await connector.put([b"x"], key=key)
+    monkeypatch.setattr(parts, "WHOLE", whole)
+    assert key == await connector.put([b"object"], key=key)
     with pytest.raises(KeyExistsError):
-        await connector.put([b"y"], key=key)
-    assert b"x" == await connector.get(key)
-    assert [b"x", None] == await connector.get_batch([key, key + "?"])
+        await connector.put([b"another"], key=key)
+    assert b"object" == await connector.get(key)
+    assert [b"object", None] == await connector.get_batch([key, key + "?"])
     assert await connector.evict(key)
 
 

@@ -194,7 +194,7 @@ class ClusterClient:
             except ConnectorUnavailableError as error:
                 cause = error.__cause__
                 if isinstance(cause, redis_errors.MovedError):
-                    self.topology.moved(name, (cause.host or address[0], cause.port))
+                    self.topology.moved(cause.slot_id, (cause.host or address[0], cause.port))
                     redirected += 1
                     if redirected <= 2:
                         continue

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import os
 import struct
 import zlib
+from binascii import crc_hqx
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
@@ -55,6 +58,7 @@ _RENEWALS: Final = 4  # in that time
 # How often to publish, when something touches what is watched each time.
 _TRIES: Final = 4
 
+_SLOTS: Final = 16384  # of a cluster
 _MAGIC: Final = b"\x89PPparts"
 _RECORD: Final = struct.Struct(">8sQQ16s")
 RECORD_SIZE: Final = _RECORD.size + 4
@@ -93,7 +97,18 @@ def _tag(name: bytes) -> bytes:
     """
     start = name.find(b"{") + 1
     stop = name.find(b"}", start)
-    return name[start:stop] if start and stop > start else name
+    if start and stop > start:
+        return name[start:stop]
+    return _same_slot(name) if b"}" in name else name
+
+
+@functools.lru_cache(maxsize=256)
+def _same_slot(name: bytes) -> bytes:
+    """Something of the slot of `name` that can stand in braces, as a name with a ``}`` cannot."""
+    slot = crc_hqx(name, 0) % _SLOTS
+    namespace, colon, _ = name.partition(b":")
+    found = (b"%b%b%d" % (namespace, colon, i) for i in itertools.count())
+    return next(one for one in found if crc_hqx(one, 0) % _SLOTS == slot)
 
 
 def layout_of(value: bytes | bytearray | None) -> Layout | None:

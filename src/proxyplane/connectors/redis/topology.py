@@ -82,9 +82,9 @@ class Topology:
             await self.learn()
         return list(dict.fromkeys(owner for owner in self._owners if owner is not None))
 
-    def moved(self, name: bytes, owner: Address) -> None:
-        """Notes who serves a key, and all others of its slot."""
-        self._owners[key_slot(name)] = owner
+    def moved(self, slot: int, owner: Address) -> None:
+        """Notes who serves the keys of a slot."""
+        self._owners[slot] = owner
 
     async def learn(self, without: Address | None = None) -> None:
         """Asks for all nodes, once for all who want to know it at the same time.
