@@ -23,7 +23,7 @@ SIZE = 128
 BATCH = 1_000
 BLOCK = 100
 """Calls of one kind in a row; a figure is their mean."""
-PATIENCE = 120
+PATIENCE = 75
 """Seconds to store what makes the next count."""
 _ROOM = 16_000
 """Bytes of memory, or of disk, that a small object may take: a file has a page and an inode."""
