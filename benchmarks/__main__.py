@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def main() -> int:
     rounds = args.rounds or (1 if args.quick else 5)
     report = Report(Settings(args.quick, args.full, rounds, tuple(args.server or find_servers())))
     logging.getLogger("proxyplane").setLevel(logging.WARNING)
+    # A million files are removed also when somebody ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report.begin()
     if not has_reference():
         print(f"ProxyStore {REFERENCE} is not installed, so its figures are left out")
