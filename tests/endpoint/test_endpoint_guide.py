@@ -76,7 +76,7 @@ def run(site, commands):
 def test_the_guide(sites, monkeypatch):
     """What the guide says to type moves a proxy and a result between two sites."""
     text = GUIDE.read_text("utf-8")
-    said = {place: "" for place in sites}
+    said = dict.fromkeys(sites, "")
     stand_for = {}
     for place, site in sites.items():
         port = 7117 if site.network else free_port()

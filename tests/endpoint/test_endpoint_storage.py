@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
-from proxyplane.connectors.endpoint import EndpointConnector
+from proxyplane.connectors.endpoint import EndpointConnector, client
+from proxyplane.connectors.endpoint.shared import map_memory
 from proxyplane.exceptions import (
     ConnectorUnavailableError,
     KeyExistsError,
@@ -173,4 +175,48 @@ async def test_a_stopped_endpoint(at):
         await connector.put([b"x"])
     site.start()
     await connector.put([b"x"])
+    await connector.aclose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory without a name is Linux's")
+async def test_large_objects_are_mapped(at, monkeypatch):
+    """A large object in memory is mapped, not sent; or sent, where it cannot be mapped."""
+    site = at()
+    connector = EndpointConnector()
+    body = os.urandom(5 * MB)
+
+    def open_files():
+        found = [
+            f"/proc/{site.process.pid}/fd/{one}"
+            for one in os.listdir(f"/proc/{site.process.pid}/fd")
+        ]
+        return sum("proxyplane-object" in os.readlink(one) for one in found)
+
+    key = await connector.put([body])
+    assert open_files() == 1
+    buffer, other = await connector.get(key), await connector.get(key)
+    memoryview(other)[:] = bytes(5 * MB)
+    assert bytes(buffer) == body
+    monkeypatch.setattr(client, "map_memory", lambda place: None)
+    for _ in range(2):
+        assert bytes(await connector.get(key)) == body
+    await connector.evict(key)
+    assert open_files() == 0
+    assert bytes(buffer) == body
+    await connector.aclose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory without a name is Linux's")
+async def test_no_other_object_is_mapped(at):
+    """A descriptor that is now that of another object is not taken for the one it was."""
+    at()
+    connector = EndpointConnector()
+    key = await connector.put([bytes(5 * MB)])
+    inner = await connector._client()
+    place = await inner._get(key, connector.endpoint, mapped=True)
+    await connector.evict(key)
+    await connector.put([bytes([1]) * (5 * MB)])
+    assert map_memory(place) is None
+    for nonsense in ("", "1", "a b c d", "0 0 0 0", f"{os.getpid()} 0 1 2"):
+        assert map_memory(nonsense) is None
     await connector.aclose()

@@ -18,6 +18,7 @@ from proxyplane.endpoint.api import Api
 from proxyplane.endpoint.counting import Counts, exposition
 from proxyplane.endpoint.https import HttpsTransport
 from proxyplane.endpoint.identity import IDENTITY_FILE, certificate_of
+from proxyplane.endpoint.memory import allow_many
 from proxyplane.endpoint.peers import Peers
 from proxyplane.endpoint.running import take
 from proxyplane.endpoint.service import Service
@@ -198,6 +199,7 @@ def run(settings: Settings, ready: Callable[[], object]) -> None:
         ConnectorUnavailableError: It cannot listen where it was told to.
     """
     file = take(settings.directory, settings.name)
+    allow_many()
     try:
         try:
             import uvloop

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import struct
 from collections.abc import AsyncIterator, Iterator
 from typing import NamedTuple
 
 from proxyplane._runtime.workers import run_in_worker
+from proxyplane.endpoint.memory import Memory
 
 __all__ = ["Entry", "FoundFile", "file_name", "read_head", "write_head"]
 
@@ -40,7 +40,7 @@ class Entry:
         self,
         key: str,
         size: int,
-        memory: bytearray | mmap.mmap | None,
+        memory: Memory | None,
         path: str | None,
         offset: int,
     ) -> None:
@@ -53,7 +53,7 @@ class Entry:
     async def pieces(self, first: int, end: int) -> AsyncIterator[memoryview | bytes]:
         """The bytes from `first` to before `end`; unharmed by an eviction meanwhile."""
         if self.memory is not None:
-            with memoryview(self.memory) as view:
+            with self.memory.view() as view:
                 for at in range(first, end, PIECE):
                     yield view[at : min(at + PIECE, end)]
             return

@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from proxyplane.connectors.endpoint.client import ENDPOINT, LENGTH
+from proxyplane.connectors.endpoint.client import ENDPOINT, LENGTH, MEMORY
 from proxyplane.connectors.endpoint.keys import LONGEST_KEY, unquote_key
 from proxyplane.endpoint.counting import Counts
 from proxyplane.endpoint.peers import Peers
@@ -129,6 +129,11 @@ class Service:
                 return Reply(416, {"Content-Range": f"bytes */{entry.size}"})
             first, end = found
             fields["Content-Range"] = f"bytes {first}-{end - 1}/{entry.size}"
+        elif caller.local and MEMORY.lower() in request.fields and entry.memory is not None:
+            place = entry.memory.place
+            if place:
+                self._counts.bytes_out += entry.size
+                return Reply(200, {MEMORY: f"{place} {entry.size}"})
         status = 200 if wanted is None else 206
         if request.method == "HEAD":
             return Reply(status, fields, end - first, b"")

@@ -29,7 +29,7 @@ from proxyplane.endpoint.objects import (
     read_head,
     write_head,
 )
-from proxyplane.endpoint.upload import Upload
+from proxyplane.endpoint.upload import Upload, uncancelled
 from proxyplane.exceptions import (
     KeyExistsError,
     ObjectLostError,
@@ -188,7 +188,8 @@ class Storage:
             assert entry.memory is not None
             self.disk_used += entry.size
             try:
-                await run_in_worker(_write_file, path, head, entry.memory)
+                with entry.memory.view() as view:
+                    await uncancelled(run_in_worker(_write_file, path, head, view))
             except OSError as error:
                 self.disk_used -= entry.size
                 log.warning("cannot move an object to a file: %s", error)
@@ -323,11 +324,11 @@ class Storage:
         return len(keys)
 
 
-def _write_file(path: str, head: bytes, body: bytes | bytearray | memoryview | object) -> None:
+def _write_file(path: str, head: bytes, body: bytes | memoryview) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         for part in (head, body):
-            with memoryview(part) as view:  # type: ignore[arg-type]  # a map has a buffer too
+            with memoryview(part) as view:
                 at = 0
                 while at < len(view):
                     at += os.write(file, view[at:])

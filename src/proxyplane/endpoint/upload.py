@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import mmap
 import os
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from proxyplane._runtime.workers import run_in_worker
-from proxyplane.connectors.endpoint.wire import new_buffer
+from proxyplane.endpoint.memory import Memory
 from proxyplane.endpoint.objects import Entry, write_head
 from proxyplane.exceptions import ConnectorError, StoreFullError
 
 if TYPE_CHECKING:
     from proxyplane.endpoint.storage import Storage
 
-__all__ = ["Upload"]
+__all__ = ["Upload", "uncancelled"]
 
 _TOGETHER = 4 << 20  # bytes that are written to a file at once
 _VECTORS = 1000  # that a system takes in one call
@@ -39,11 +38,10 @@ class Upload:
     ) -> None:
         self.key = key
         self.size = size
-        self.memory: bytearray | mmap.mmap | None = new_buffer(size) if in_memory else None
+        self.memory = Memory(size) if in_memory else None
         self.path = path
         self.settled = False
         self._storage = storage
-        self._view = memoryview(self.memory) if self.memory is not None else None
         self._received = 0
         self._file = -1
         head = write_head(key, size) if path is not None else b""
@@ -54,10 +52,6 @@ class Upload:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._view is not None:
-            self._held.clear()
-            self._view.release()
-            self._view = None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -74,8 +68,8 @@ class Upload:
         size = len(piece)
         if self._received + size > self.size:
             raise ConnectorError("more bytes came than were announced")
-        if self._view is not None:
-            self._view[self._received : self._received + size] = piece
+        if self.memory is not None:
+            self.memory.write(piece)
         elif self.path is not None:
             self._held.append(bytes(piece) if isinstance(piece, memoryview) else piece)
             self._held_bytes += size
@@ -93,9 +87,12 @@ class Upload:
         if self._received != self.size:
             raise ConnectorError(f"{self._received} of {self.size} bytes came")
         if self.path is not None:
-            if self._view is not None:
-                self._held.append(self._view)
-            await self._flush(path)
+            if self.memory is None:
+                await self._flush(path)
+            else:
+                with self.memory.view() as view:
+                    self._held.append(view)
+                    await self._flush(path)
             self.path = path
         return Entry(self.key, self.size, self.memory, self.path, self._offset)
 
@@ -108,12 +105,12 @@ class Upload:
                 self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
             )
         try:
-            await _uncancelled(run_in_worker(_write_out, self._file, pieces, self.path, final))
+            await uncancelled(run_in_worker(_write_out, self._file, pieces, self.path, final))
         except OSError as error:
             raise full_or_broken(error) from error
 
 
-async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
+async def uncancelled(work: Coroutine[Any, Any, None]) -> None:
     """Waits for a worker also when cancelled: it uses a file that is closed afterwards."""
     task = asyncio.ensure_future(work)
     try:

@@ -16,6 +16,7 @@ from proxyplane.connectors.endpoint.channel import Answer, Body, Channel, NotSen
 from proxyplane.connectors.endpoint.keys import quote_key
 from proxyplane.connectors.endpoint.places import Address, Place, address_of, place_for
 from proxyplane.connectors.endpoint.problems import error_of
+from proxyplane.connectors.endpoint.shared import POSSIBLE, map_memory
 from proxyplane.connectors.endpoint.watch import Watch
 from proxyplane.connectors.endpoint.wire import Connection, ProtocolError
 from proxyplane.exceptions import (
@@ -29,6 +30,8 @@ __all__ = ["ENDPOINT", "Client", "Patience", "open_connection", "pack_batch"]
 
 ENDPOINT: Final = "Endpoint"
 """The header that says for which endpoint a request is."""
+MEMORY: Final = "Memory"
+"""The header of a request that an object may be mapped, and of the answer that says where."""
 LENGTH: Final = struct.Struct(">I")
 _UNDO_SECONDS = 5.0
 
@@ -80,6 +83,7 @@ class Client:
         self._endpoint = endpoint
         self._patience = patience
         self._place = place
+        self._may_map = POSSIBLE
         self._channel = Channel(self._connect, limit=patience.connections)
         self.watch = Watch(self._channel)
         self._undoing: set[asyncio.Task[None]] = set()
@@ -169,13 +173,26 @@ class Client:
         return json.loads(text) if text else None
 
     async def get(self, key: str, endpoint: str) -> Buffer | None:
-        """Reads one object."""
+        """Reads one object; a large one of this machine's endpoint is mapped."""
+        found = await self._get(key, endpoint, mapped=self._may_map)
+        if isinstance(found, str):
+            found = await run_in_worker(map_memory, found)
+            if found is None:  # it was evicted, or cannot be mapped from here
+                found = await self._get(key, endpoint, mapped=False)
+                self._may_map = found is None
+        assert not isinstance(found, str)
+        return found
+
+    async def _get(self, key: str, endpoint: str, *, mapped: bool) -> Buffer | str | None:
+        """An object, or where it can be mapped."""
         path = f"/v1/objects/{quote_key(key)}"
-        async with self.ask("GET", path, endpoint, missing=True) as answer:
-            if answer.status == 404:
-                await answer.text()
-                return None
-            return await answer.body()
+        fields = {MEMORY: "yes"} if mapped else None
+        async with self.ask("GET", path, endpoint, fields=fields, missing=True) as answer:
+            place = answer.fields.get(MEMORY.lower()) if mapped else None
+            if answer.status != 404 and place is None:
+                return await answer.body()
+            await answer.text()
+            return place
 
     async def get_many(self, keys: Sequence[str], endpoint: str) -> list[Buffer | None]:
         """Reads many objects in one request."""
