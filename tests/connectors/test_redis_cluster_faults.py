@@ -17,6 +17,7 @@ from proxyplane.exceptions import (
     KeyExistsError,
     ObjectLostError,
 )
+from proxyplane.testing import cancelled_at
 from support.waiting import until
 
 MB = 1 << 20
@@ -253,6 +254,29 @@ async def test_an_object_in_parts_between_two_nodes(cluster, connector, slot, mo
     assert [True, True] == await connector.evict_batch(["{tag}stays", "{tag}comes"])
     for client in cluster.clients:
         assert [] == [name for name in client.keys("*") if client.pttl(name) == -1]
+
+
+@pytest.mark.parametrize("how", ["evict", "swap"])
+async def test_what_is_cancelled_leaves_no_parts(cluster, connector, monkeypatch, how):
+    """Of an object in parts that is evicted or replaced, all is there or nothing is."""
+    monkeypatch.setattr(parts, "WHOLE", MB)
+    monkeypatch.setattr(parts, "PART", MB // 2)
+
+    def left():
+        return {name for client in cluster.clients for name in client.keys("*part:*")}
+
+    nth = 1
+    while True:
+        key = await connector.put([bytes(MB + 1)], key=f"key {nth}")
+        call = connector.evict(key) if how == "evict" else connector.swap(key, None)
+        reached = await cancelled_at(call, nth)
+        if await connector.exists(key):
+            await connector.evict(key)
+        await until(lambda: not left())
+        if not reached:
+            break
+        nth += 1
+    assert nth > 1
 
 
 @pytest.mark.parametrize("behind_threads", [False, True])

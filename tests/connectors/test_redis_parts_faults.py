@@ -124,6 +124,43 @@ async def test_an_evict_that_is_cancelled_leaves_no_parts(redis_url, medium):
     await redis.aclose()
 
 
+@pytest.mark.parametrize("body", [None, b"small", bytes(WHOLE)], ids=["none", "small", "large"])
+async def test_a_swap_that_is_cancelled_leaves_no_parts(redis_url, medium, body):
+    """What was in parts is there whole, or all of it is gone."""
+    redis = RedisConnector(redis_url)
+    frames = None if body is None else [body]
+    nth = 1
+    while True:
+        key = await redis.put([bytes(WHOLE + 1)], key=f"key {nth}")
+        reached = await cancelled_at(redis.swap(key, frames), nth)
+        await until(lambda key=key: bool(medium.layout(key)) == bool(medium.parts()))
+        await redis.evict(key)
+        await until(lambda: medium() == set())
+        if not reached:
+            break
+        nth += 1
+    assert nth > 1
+    await redis.aclose()
+
+
+async def test_parts_whose_object_ends_while_its_lease_is_taken_away(redis, medium, monkeypatch):
+    """They do not stay for ever."""
+    key = await redis.put([bytes(WHOLE + 1)], ttl=60)
+    client = await redis._client()
+    replies = client._replies
+
+    async def too_late(commands):
+        if commands[0][0] != "GETRANGE":
+            # As at the end of its lease.
+            await asyncio.to_thread(medium.client.delete, medium.name(key))
+        return await replies(commands)
+
+    monkeypatch.setattr(client, "_replies", too_late)
+    assert [False] == await redis.extend([key], None)
+    assert medium.parts()
+    assert all(0 < medium.client.pttl(name) <= 60_000 for name in medium())
+
+
 WRITER = """
 import asyncio, sys
 from proxyplane import RedisConnector

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from typing import Any, Final
@@ -157,7 +157,8 @@ class Client:
                 raise NotImplementedError(
                     f"an object of {size} bytes cannot replace another in Redis in one step"
                 )
-        replies = await self._together(swapping(name, body), SWAP_REPLIES, size)
+        left = partial(self._remove_replaced, name)
+        replies = await self._together(swapping(name, body), SWAP_REPLIES, size, left)
         was = what_was_there(replies)
         layout = layout_of(was)
         if layout is None:
@@ -170,16 +171,39 @@ class Client:
             raise
         return b""
 
-    async def _together(self, pieces: Sequence[Piece], count: int, size: int) -> list[Reply]:
-        """Sends a transaction with an object of `size` bytes, and returns its replies."""
+    def _remove_replaced(self, name: bytes, slots: Sequence[Slot]) -> None:
+        """Removes the parts of an object that was replaced for a caller who is gone."""
+        if isinstance(replies := slots[-1].value, list):
+            layout = None if isinstance(replies[0], Exception) else layout_of(replies[0])
+            if layout is not None and not isinstance(replies[1], Exception):
+                self.pool.forget(command("UNLINK", *layout.names(name)))
+
+    async def _together(
+        self,
+        pieces: Sequence[Piece],
+        count: int,
+        size: int,
+        left: Callable[[Sequence[Slot]], object] | None = None,
+    ) -> list[Reply]:
+        """Sends a transaction with an object of `size` bytes, and returns its replies.
+
+        Args:
+            pieces: The commands.
+            count: How many they are.
+            size: The size of the object.
+            left: As for `Pool.requests`.
+        """
         if size <= SMALL:
-            return await self.pool.requests(b"".join(pieces), count)
+            return await self.pool.requests(b"".join(pieces), count, left)
         async with self.pool.wire() as wire:
+            slots = [Slot() for _ in range(count)]
             try:
-                await wire.send(pieces, count, telling(size))
+                await wire.send(pieces, slots, telling(size))
                 replies, refusal = await wire.read_few(count)
             except asyncio.CancelledError:
                 self.pool.hold(wire)
+                if left is not None:
+                    wire.afterwards(slots[-1], partial(left, slots))
                 raise
             if refusal is not None:
                 raise refusal

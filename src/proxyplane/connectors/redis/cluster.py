@@ -30,6 +30,7 @@ from typing import Any, Final, TypeVar, cast
 from redis import exceptions as redis_errors
 
 from proxyplane.abc import Buffer
+from proxyplane.connectors._multi_tasks import to_the_end
 from proxyplane.connectors.redis import leases
 from proxyplane.connectors.redis.client import Client
 from proxyplane.connectors.redis.errors import CHANGING, is_passing, map_errors
@@ -285,6 +286,10 @@ class ClusterClient:
 
         Not in transactions, which have to wait where a slot is being moved.
         """
+        # What the replies tell of, the parts of large objects, must be removed by whoever asked.
+        return await to_the_end(self._evict(keys))
+
+    async def _evict(self, keys: Sequence[tuple[bytes, bool]]) -> list[bool]:
         commands: list[tuple[Any, ...]] = []
         for name, later in keys:
             if later:

@@ -31,9 +31,11 @@ async def extend(ask: Ask, keys: Sequence[tuple[bytes, bool]], lease: int | None
     values = await ask([("GETRANGE", name, 0, RECORD_SIZE) for name, _ in keys])
     commands: list[tuple[Any, ...]] = []
     places: list[tuple[int, int]] = []
+    parts: list[list[bytes]] = []
     for (name, later), value in zip(keys, values, strict=True):
         layout = layout_of(value)
-        for part in layout.names(name) if layout is not None else ():
+        parts.append([] if layout is None else layout.names(name))
+        for part in parts[-1]:
             commands += _extending(part, life_of_parts(lease))
         begin = len(commands)
         if later:
@@ -43,6 +45,9 @@ async def extend(ask: Ask, keys: Sequence[tuple[bytes, bool]], lease: int | None
         places.append((begin, len(commands)))
     replies = await ask(commands)
     held = [any(replies[begin:end]) for begin, end in places]
+    gone = [part for i, names in enumerate(parts) if not held[i] for part in names]
+    if gone and lease is None:
+        await ask([("PEXPIRE", part, life_of_parts(0)) for part in gone])
     # What came between the two may have parts.
     came = [i for i, (_, end) in enumerate(places) if not values[i] and replies[end - 1]]
     if came:
