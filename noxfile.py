@@ -220,7 +220,7 @@ def bench(session: nox.Session) -> None:
 
     Figures and pictures go to .nox/figures; `nox -s bench -- --docs` puts them into the docs too.
     """
-    session.install("-e", ".[demo,uvloop]", "proxystore==1.1.0")
+    session.install("-e", ".[demo,endpoint,uvloop]", "proxystore[endpoints]==1.1.0")
     arguments = [one for one in session.posargs if one != "--docs"]
     folder = ROOT / ".nox" / "figures"
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from benchmarks.harness import REFERENCE, has_reference
 
 EXPERIMENTS = (
     *("sizes", "growth", "bulk", "files", "stages", "wakeup", "pending", "together", "overlap"),
-    *("pipeline", "proxies"),
+    *("pipeline", "proxies", "endpoint"),
 )
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 EXPERIMENTS = [
     *("sizes", "growth", "bulk", "files", "stages", "wakeup", "pending", "together", "overlap"),
-    *("pipeline", "proxies"),
+    *("pipeline", "proxies", "endpoint"),
 ]
 # What each draws. Peak memory needs a file that not every system lets one write.
 PICTURES = {
