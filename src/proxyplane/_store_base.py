@@ -15,7 +15,7 @@ from proxyplane._store_leases import Keeping, Lifetime, keeping, require_leases
 from proxyplane._store_names import (
     NAMING,
     Steps,
-    extend_generations,
+    extending,
     has_names,
     names_here,
     take,
@@ -128,13 +128,9 @@ class StoreBase(ABC):
         self.require_leases()
         names = [key for key in keys if self._is_name(key)]
 
-        async def extend(_: None) -> list[bool]:
-            if names:
-                await take(self.connector, extend_generations(names, ttl))
-            return await self.connector.extend(keys, ttl)
-
         return Operation(
-            lambda: f"extending the leases of {len(keys)} objects in {self!r}", io=extend
+            lambda: f"extending the leases of {len(keys)} objects in {self!r}",
+            io=lambda _: take(self.connector, extending(keys, names, ttl)),
         )
 
     def _adopt(self, keep: Keeping, keys: Sequence[str]) -> None:

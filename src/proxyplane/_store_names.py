@@ -24,6 +24,7 @@ from proxyplane.exceptions import (
     KeyExistsError,
     ObjectLostError,
     ProxyPlaneError,
+    SerializationError,
 )
 from proxyplane.serialization import frames_size
 
@@ -179,16 +180,44 @@ def storing(
     return Publication(pack_record(key, size), key, lease)
 
 
-def extend_generations(names: Sequence[str], ttl: float | None) -> Steps[None]:
-    """Gives the objects that names stand for a lease that outlives that of their records."""
-    found = yield step("get_batch", names)
-    records = [None if buffer is None else read_record(buffer) for buffer in found]
-    generations = [
-        record.generation for record in records if record is not None and record.body is None
-    ]
-    if generations:
-        longer = None if ttl is None else min(ttl + _LONGER_SECONDS, MOST_SECONDS)
-        yield step("extend", generations, longer)
+def extending(keys: Sequence[str], names: Sequence[str], ttl: float | None) -> Steps[list[bool]]:
+    """Gives objects a lease; tells for each whether it was there.
+
+    The object of a name first, and for longer: whoever finds the record finds the object.
+
+    Args:
+        keys: Their keys.
+        names: Those of them that are names.
+        ttl: Seconds; None for no lease any more.
+    """
+    longer = None if ttl is None else min(ttl + _LONGER_SECONDS, MOST_SECONDS)
+    stood: dict[str, Record] = {}
+    stands = yield from _objects(names)
+    held: list[bool] = []
+    for _ in range(_ATTEMPTS):
+        if stands:
+            yield step("extend", list(stands), longer)
+        # What had been replaced by then may have got a lease once more, or be for ever.
+        for generation in stood.keys() - stands.keys():
+            yield step("extend", [generation], grace(stood[generation]))
+        held = yield step("extend", keys, ttl)
+        stood, stands = stands, (yield from _objects(names))
+        # A record that was put meanwhile has this lease now, or its own: its object is to have it.
+        if stands.keys() == stood.keys():
+            break
+    return held
+
+
+def _objects(names: Sequence[str]) -> Steps[dict[str, Record]]:
+    """The records of those names of which the objects stand elsewhere, by where they do."""
+    found = (yield step("get_batch", names)) if names else ()
+    records: list[Record] = []
+    for buffer in found:
+        with contextlib.suppress(SerializationError):  # for those who read it
+            record = None if buffer is None else read_record(buffer)
+            if record is not None and record.body is None:
+                records.append(record)
+    return {record.generation: record for record in records}
 
 
 def publishing(
