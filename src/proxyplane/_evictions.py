@@ -98,11 +98,21 @@ def claim(factory: StoreFactory[Any]) -> Claim:
     _process.begin()
     made = Claim(factory)
     if _process.held.setdefault(made._identity, made) is not made:
-        raise AlreadyOwnedError(
-            f"{factory} has an owner in this process already",
-            hint="borrow from that one, or clone it",
-        )
+        raise _owned(factory)
     return made
+
+
+def require_unclaimed(factory: StoreFactory[Any], *, but: Claim | None) -> None:
+    """Raises AlreadyOwnedError if an object has an owner in this process, `but` for that claim."""
+    if _process.held.get((factory.reference, factory.key)) not in (None, but):
+        raise _owned(factory)
+
+
+def _owned(factory: StoreFactory[Any]) -> AlreadyOwnedError:
+    return AlreadyOwnedError(
+        f"{factory} has an owner in this process already",
+        hint="borrow from that one, or clone it",
+    )
 
 
 class _Process:

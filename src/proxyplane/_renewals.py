@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from proxyplane._runtime.io_thread import IOThread, Spawned, io_thread
-from proxyplane.exceptions import IOThreadError, ProxyPlaneError
+from proxyplane.exceptions import IOThreadError
 from proxyplane.factory import StoreFactory
 
 logger = logging.getLogger("proxyplane")
@@ -84,7 +84,8 @@ class Renewal:
                 spawned[0].loop.call_soon_threadsafe(spawned[1].cancel)
 
     async def extend(self, until: float) -> None:
-        """Lets the lease end then, by the monotonic clock."""
+        """Lets the lease end then, by the monotonic clock, if that is later."""
+        until = max(until, time.monotonic() + self.left())
         gone = await _lend(self._leased.held(), max(until - time.monotonic(), 0.001))
         self._until = max(self._until, until)
         self._leased.forget(gone)
@@ -106,7 +107,7 @@ class Renewal:
             try:
                 async with asyncio.timeout(min(self._until - began, _CALL_SECONDS)):
                     gone = await _lend(self._leased.held(), self.lease())
-            except (ProxyPlaneError, TimeoutError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  to end here would end all that is held
                 if isinstance(error, IOThreadError):
                     return  # the interpreter is exiting
                 if failed is None:
@@ -146,7 +147,7 @@ async def _lend(factories: Factories, seconds: float) -> list[StoreFactory[Any]]
     for group in groups.values():
         try:
             held = await group[0].store.extending([one.key for one in group], seconds).perform()
-        except (ProxyPlaneError, TimeoutError, OSError) as error:
+        except Exception as error:  # noqa: BLE001
             failed = error  # the objects of other stores are extended all the same
         else:
             gone += [one for one, is_held in zip(group, held, strict=True) if not is_held]

@@ -25,6 +25,14 @@ class Lifetime(Protocol):
         """Seconds of the lease with which an object is put; None for none."""
         ...
 
+    def require_free(self, *factories: StoreFactory[Any]) -> None:
+        """Asked before objects are put under keys that were chosen.
+
+        Raises:
+            AlreadyOwnedError: One of them could not be taken: it has another lifetime, or an owner.
+        """
+        ...
+
     def adopt(self, *factories: StoreFactory[Any]) -> None:
         """Takes objects that were just put with that lease; no I/O.
 
@@ -55,6 +63,11 @@ class Keeping:
         """
         if self._lifetime is not None:
             self._lifetime.adopt(*factories)
+
+    def require_free(self, factory: StoreFactory[Any]) -> None:
+        """Raises AlreadyOwnedError if the lifetime could not take what is put under a key."""
+        if self._lifetime is not None:
+            self._lifetime.require_free(factory)
 
     @property
     def adopts(self) -> bool:

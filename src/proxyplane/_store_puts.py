@@ -88,6 +88,8 @@ class StorePuts(StoreBase):
         options = tagged | keep.options
         if key is not None:
             require_key(key)
+            if keep.adopts:
+                keep.require_free(self.factory(key, False, None, False))
         size = 0
 
         def prepare() -> list[Buffer]:

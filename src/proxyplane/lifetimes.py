@@ -10,13 +10,22 @@ inherits are done, and what is in them is the parent's affair.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from proxyplane._evictions import ATTEMPT_SECONDS, Claim, claim, evict_factories, evict_later
+from proxyplane._evictions import (
+    ATTEMPT_SECONDS,
+    Claim,
+    claim,
+    evict_factories,
+    evict_later,
+    require_unclaimed,
+)
 from proxyplane._references import factory_of
 from proxyplane._renewals import Renewal
 from proxyplane._runtime.blocking import about_to_block
@@ -46,6 +55,8 @@ class _Lifetime:
         self._stores: dict[str, Any] = {}
         self._pid = os.getpid()
         self._ended = False
+        # Re-entrant: the handler of a signal may put something too.
+        self._lock = threading.RLock()
 
     # -- what is in it ----------------------------------------------------------------------------
 
@@ -94,16 +105,12 @@ class _Lifetime:
         Raises:
             RuntimeError: It has ended; the objects will be evicted.
         """
-        if self.done():
-            for factory in factories:
-                evict_later(factory)
-            self._require_open()
-        for factory in self._new(factories):
-            self._stores[factory.reference] = factory._store_at_hand()
-            made = claim(factory)
-            self._claims[factory.reference, factory.key] = made
-            if self._ended and made.give_up():  # it was closed in another thread
-                evict_later(factory)
+        self._hold(self._claim(factories))
+
+    def require_free(self, *factories: StoreFactory[Any]) -> None:
+        """Raises AlreadyOwnedError if one has an owner, or another lifetime, in this process."""
+        for factory in factories:
+            require_unclaimed(factory, but=self._claims.get((factory.reference, factory.key)))
 
     def _factories(self, keys: Sequence[str], store: Any) -> Factories:
         self._require_open()
@@ -114,20 +121,40 @@ class _Lifetime:
 
     def _add(self, factories: Factories) -> None:
         self._require_open()
-        new = self._new(factories)
-        self.adopt(*new)
+        self._hold(self._claim(factories))
 
     async def _aadd(self, factories: Factories) -> None:
         self._add(factories)
 
-    def _new(self, factories: Factories) -> list[StoreFactory[Any]]:
-        """Those that it does not have yet."""
+    def _claim(self, factories: Factories) -> list[Claim]:
+        """Takes those that it does not have yet, all or none."""
         named = {(one.reference, one.key): one for one in factories}
-        return [
-            one
-            for name, one in named.items()
-            if name not in self._claims or not self._claims[name].is_held
-        ]
+        made: list[Claim] = []
+        with self._lock:
+            try:
+                for name, factory in named.items():
+                    had = self._claims.get(name)
+                    if had is None or not had.is_held:
+                        made.append(claim(factory))
+                        self._claims[name] = made[-1]
+            except BaseException:
+                self._give_up(made)
+                raise
+        return made
+
+    def _give_up(self, claims: Iterable[Claim]) -> None:
+        for one in claims:
+            self._claims.pop((one.factory.reference, one.factory.key), None)
+            one.give_up()
+
+    def _hold(self, claims: Sequence[Claim]) -> None:
+        if self.done():  # perhaps it was closed in another thread
+            for one in claims:
+                if one.give_up():
+                    evict_later(one.factory)
+            self._require_open()
+        for one in claims:
+            self._stores[one.factory.reference] = one.factory._store_at_hand()
 
     # -- its end ----------------------------------------------------------------------------------
 
@@ -144,28 +171,35 @@ class _Lifetime:
         Raises:
             ConnectorError: Some could not be evicted; it is tried again behind your back.
         """
-        factories = self._end()
-        if factories:
+        if not self._ended and self.active_count():
+            # Before it ends: who may not block has it still, and can end it in another way.
             about_to_block(lambda: f"ending {self!r}", self._on_blocking())
-            io_thread().run(_evict(factories))
-        if close_stores:
-            for store in self._all_stores():
-                store.closing(False).perform_blocking(store.on_blocking)
+        with contextlib.ExitStack() as stack:
+            for store in self._all_stores() if close_stores else ():
+                closing = store.closing(False)
+                stack.callback(closing.perform_blocking, store.on_blocking)
+            factories = self._end()
+            if factories:
+                io_thread().run(_evict(factories))
 
     async def aclose(self, *, close_stores: bool = False) -> None:
         """Async twin of `close`."""
-        factories = self._end()
-        if factories:
-            await _evict(factories)
-        if close_stores:
-            for store in self._all_stores():
-                await store.closing(False).perform()
+        async with contextlib.AsyncExitStack() as stack:
+            for store in self._all_stores() if close_stores else ():
+                stack.push_async_callback(store.closing(False).perform)
+            factories = self._end()
+            if factories:
+                await _evict(factories)
 
     def _end(self) -> Factories:
         if self.done():
             return []
-        self._ended = True
-        claims, self._claims = self._claims, {}
+        return self._let_go()
+
+    def _let_go(self) -> Factories:
+        with self._lock:
+            self._ended = True
+            claims, self._claims = self._claims, {}
         return [one.factory for one in claims.values() if one.give_up()]
 
     def _all_stores(self) -> list[Any]:
@@ -261,9 +295,9 @@ class LeaseLifetime(_Lifetime):
             ConnectorError: The medium failed; the lease is as it was.
         """
         self._require_open()
-        extending = self._renewal.extend(self._until(expiry))
+        until = self._until(expiry)
         about_to_block(lambda: f"extending {self!r}", self._on_blocking())
-        io_thread().run(extending)
+        io_thread().run(self._renewal.extend(until))
 
     async def aextend(self, expiry: float | timedelta | datetime) -> None:
         """Async twin of `extend`."""
@@ -285,7 +319,6 @@ class LeaseLifetime(_Lifetime):
             RuntimeError: It has ended; the objects will be evicted.
         """
         super().adopt(*factories)
-        self._renewal.begin()
 
     def _until(self, expiry: float | timedelta | datetime) -> float:
         if isinstance(expiry, datetime):
@@ -294,31 +327,42 @@ class LeaseLifetime(_Lifetime):
 
     def _add(self, factories: Factories) -> None:
         self._require_open()
-        new = self._new(factories)
-        if new:
-            about_to_block(lambda: f"adding to {self!r}", self._on_blocking())
-            io_thread().run(self._lend(new))
-        self.adopt(*new)
+        with self._claimed(factories) as claims:
+            if claims:
+                about_to_block(lambda: f"adding to {self!r}", self._on_blocking())
+                io_thread().run(self._lend(claims))
+        self._hold(claims)
 
     async def _aadd(self, factories: Factories) -> None:
         self._require_open()
-        new = self._new(factories)
-        await self._lend(new)
-        self.adopt(*new)
+        with self._claimed(factories) as claims:
+            await self._lend(claims)
+        self._hold(claims)
 
-    def _lend(self, factories: Factories) -> Coroutine[Any, Any, Any]:
-        for factory in factories:
-            factory.store.require_leases()
-        return self._renewal.lend(factories)
+    def _hold(self, claims: Sequence[Claim]) -> None:
+        super()._hold(claims)
+        self._renewal.begin()
+
+    def _lend(self, claims: Sequence[Claim]) -> Coroutine[Any, Any, Any]:
+        for one in claims:
+            one.factory.store.require_leases()
+        return self._renewal.lend([one.factory for one in claims])
+
+    @contextlib.contextmanager
+    def _claimed(self, factories: Factories) -> Iterator[list[Claim]]:
+        claims = self._claim(factories)
+        try:
+            yield claims
+        except BaseException:  # they could not be given a lease
+            self._give_up(claims)
+            raise
 
     def _end(self) -> Factories:
         # What is over may have been extended by others, or put a moment ago: it is evicted too.
         if self._ended or self._pid != os.getpid():
             return []
         self._renewal.end()
-        self._ended = True
-        claims, self._claims = self._claims, {}
-        return [one.factory for one in claims.values() if one.give_up()]
+        return self._let_go()
 
     def held(self) -> Factories:
         """What is in it, for the renewal."""

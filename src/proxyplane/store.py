@@ -188,6 +188,7 @@ class Store(StoreLife):
             NoConnectorError: No connector of a `MultiConnector` takes the object.
             NotImplementedError: There are tags, or a lease, and the connector has no use for them.
             RuntimeError: The lifetime has ended.
+            AlreadyOwnedError: What `key` holds has another lifetime, or an owner.
             ValueError: There is no lease of such a length, or the lifetime has one already.
             SerializationError: The object cannot be encoded.
             StoreFullError: There is no room.
