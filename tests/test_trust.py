@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxyplane import _frames
+from proxyplane import FileConnector, Store, _frames
 from proxyplane._trust import Trust
 from proxyplane.exceptions import ConfigError, SerializationError, UntrustedDataError
 from proxyplane.serialization import decode, encode, get_serializer, needs_worker
@@ -158,6 +158,27 @@ class TestSignature:
         assert b"\xff" in bytes(view)  # the reader's private map shows what others write
         assert b"\xff" not in bytes(checked[1000:])
         assert not decode(checked, trust=SIGNS, key="key").any()
+
+    async def test_tables_are_copied_before_they_are_validated(self, tmp_path):
+        """Without a signature too, nobody can change the offsets in a mapped file afterwards."""
+        pa = pytest.importorskip("pyarrow")
+        table = pa.table({"text": [f"x{i:020}" for i in range(100_000)]})
+        async with Store("tables", FileConnector(tmp_path), allow=["arrow"]) as store:
+            key = await store.put(table)
+            found = await store.get(key)
+            with open(tmp_path / key, "r+b") as file:
+                file.seek(4096)
+                file.write(b"\xff" * (1 << 20))
+            found.validate(full=True)
+            assert found.equals(table)
+
+    def test_large_tables_are_not_validated_on_a_loop(self):
+        """To look at all of a table takes its time."""
+        pa = pytest.importorskip("pyarrow")
+        for size, stalls in ((1000, False), (1 << 20, True)):
+            table = pa.table({"text": ["x" * 100] * (size // 50)})
+            data = bytearray(b"".join(encode(table, serializer=get_serializer("arrow"))))
+            assert needs_worker(data) is stalls
 
     def test_private_memory_is_not_copied(self):
         """The buffer of a connection is checked in place."""

@@ -15,7 +15,7 @@ from proxyplane._secrets import Secret, read_at_once, read_secret
 from proxyplane.abc import Buffer
 from proxyplane.exceptions import ConfigError, UntrustedDataError
 
-__all__ = ["SHORTEST_KEY", "NOTHING_ASKED", "Trust"]
+__all__ = ["SHORTEST_KEY", "NOTHING_ASKED", "Trust", "private"]
 
 SHORTEST_KEY: Final = 16
 """Bytes that a signing key has at least."""
@@ -172,9 +172,7 @@ class Trust:
                 reason="key",
                 hint="while keys change, name both: signing_key=('env:NEW', 'env:OLD')",
             )
-        if not _is_private(view):
-            # Who maps the same file could change it between the check and the decoding.
-            view = memoryview(bytearray(view))
+        view = private(view)
         from hmac import compare_digest  # loads OpenSSL
 
         at = _frames.PREAMBLE.size + _frames.KEY_ID
@@ -232,10 +230,15 @@ class Trust:
         return f"<Trust in {allow}, signed with {self.references or 'nothing'}>"
 
 
-def _is_private(view: memoryview) -> bool:
-    """Whether nobody but this process can write to the memory."""
+def private(view: memoryview) -> memoryview:
+    """Bytes that are to be checked, in memory to which nobody but this process can write.
+
+    Who maps the same file could change it between the check and the use.
+    """
     owner: Any = view.obj
-    return type(owner) is bytes or type(owner) is bytearray
+    if type(owner) is bytes or type(owner) is bytearray:
+        return view
+    return memoryview(bytearray(view))
 
 
 NOTHING_ASKED: Final = Trust()
