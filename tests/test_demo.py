@@ -252,7 +252,7 @@ def test_file_url(home, folder):
         ("unix:///nowhere/server.sock", "no such socket"),
         ("redis://user:secret-word@localhost", "password_env"),
         ("redis://localhost?colour=blue", "colour"),
-        ("carrier-pigeon://coop", "known are file"),
+        ("carrier-pigeon://coop", "known are"),
         ("nonsense", "use file, redis, or a URL"),
         ("local", "use file or redis"),
         ("file:///proc/nowhere", "/proc/nowhere"),

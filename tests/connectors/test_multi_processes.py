@@ -102,7 +102,7 @@ def test_named_objects_are_found_by_name(store, size):
 store = pp.sync.Store.from_config(given)
 found = len(store.get("model")), store.exists("model")
 try:
-    store.put("other", key="model")
+    store.put("other", key="model", overwrite=False)
 except pp.exceptions.KeyExistsError as error:
     found += (str(error).count("model") > 0,)
 tell(*found, store.evict("model"))

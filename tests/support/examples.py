@@ -30,10 +30,19 @@ def environment(tmp_path):
 
 
 def objects(environment):
-    """The names of what lies in the directory of the objects."""
+    """The names of what lies in the directory of the objects; not of empty rooms for its work."""
     with contextlib.suppress(FileNotFoundError):
-        return sorted(os.listdir(environment["PROXYPLANE_DIR"]))
+        folder = environment["PROXYPLANE_DIR"]
+        return sorted(
+            name for name in os.listdir(folder) if not _is_empty(os.path.join(folder, name))
+        )
     return []
+
+
+def _is_empty(path):
+    with contextlib.suppress(NotADirectoryError):
+        return not os.listdir(path)
+    return False
 
 
 def start(environment, *command):

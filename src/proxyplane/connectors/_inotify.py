@@ -77,6 +77,9 @@ class Removals(Generic[K]):
             raise ImportError(f"inotify is not usable: {self._library}") from self._library
         if self._instance is None:
             self._instance = self._library.Inotify(cache_size=_READ, sync_timeout=0)
+            # At exit the library would close it under the running loop, and libuv, which is about
+            # to wait for it, aborts the process then. The kernel closes it as well.
+            self._instance._finalizer.atexit = False
             os.set_blocking(self._instance.fd, False)  # its flag for this, in 4.4, is another one
             self.loop.add_reader(self._instance.fd, self._read)
         mask = self._library.Mask
