@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 
+from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxyplane.connectors.endpoint.keys import quote_key
+from proxyplane.endpoint.http import make_server
+from proxyplane.endpoint.transport import Caller, Reply
 from support.endpoints import path_of
+
+HERE = Caller("a test", local=True, rights=frozenset())
 
 METHODS = st.sampled_from(["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "get", "\0", ""])
 ROUTES = ["objects", "read", "write", "evict", "clear", "later", "hello", "status", ""]
@@ -97,3 +103,27 @@ def test_any_bytes(shared_site):
     shared_site.clear()
     assert shared_site.status()["memory"]["used"] == 0
     assert "Traceback" not in shared_site.log
+
+
+async def test_those_who_say_nothing(short_path):
+    """Whoever connects and asks nothing is sent away; whoever asked may stay."""
+
+    async def handle(caller, request):
+        return Reply(204)
+
+    runner = web.ServerRunner(make_server(lambda request: HERE, handle, 0.5))
+    await runner.setup()
+    path = str(short_path / "silent.sock")
+    await web.UnixSite(runner, path).start()
+    asker, asker_writer = await asyncio.open_unix_connection(path)
+    silent, silent_writer = await asyncio.open_unix_connection(path)
+    slow, slow_writer = await asyncio.open_unix_connection(path)
+    asker_writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await asker.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+    slow_writer.write(b"GET / HTTP/1.1\r\n")
+    assert await silent.read() == await slow.read() == b""
+    asker_writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await asker.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+    for writer in (asker_writer, silent_writer, slow_writer):
+        writer.close()
+    await runner.cleanup()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -31,10 +32,12 @@ def make_server(
         identify: Says who asks; or what to answer to one who may not.
         handler: Answers the others.
         patience: Seconds without progress after which a body, either way, is given up: whoever
-            was at the other end may be gone without a word.
+            was at the other end may be gone without a word. And seconds within which somebody who
+            has connected must have asked something.
     """
 
     async def serve(request: web.BaseRequest) -> web.StreamResponse:
+        server.has_asked(request.protocol)
         caller = identify(request)
         if isinstance(caller, Reply):
             return await _respond(request, caller, patience)
@@ -54,8 +57,9 @@ def make_server(
             if reply.close is not None:
                 await reply.close()
 
-    return web.Server(
+    server = _Server(
         serve,
+        patience,
         access_log=None,
         auto_decompress=False,
         keepalive_timeout=_IDLE_SECONDS,
@@ -64,6 +68,34 @@ def make_server(
         max_line_size=_LINE_BYTES,
         read_bufsize=1 << 18,
     )
+    return server
+
+
+class _Server(web.Server):
+    """A server that does not let those stay who connect and say nothing."""
+
+    def __init__(self, handler: Any, patience: float, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self._patience = patience
+        self._silent: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+
+    def __call__(self) -> web.RequestHandler:
+        """The protocol of a new connection."""
+        made = super().__call__()
+        loop = asyncio.get_running_loop()
+        self._silent[made] = loop.call_later(self._patience, self._hang_up, made)
+        return made
+
+    def has_asked(self, protocol: web.RequestHandler) -> None:
+        """Somebody has: this one may stay."""
+        timer = self._silent.pop(protocol, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _hang_up(self, protocol: web.RequestHandler) -> None:
+        del self._silent[protocol]
+        if protocol.transport is not None:
+            protocol.transport.abort()
 
 
 def _is_our_affair(record: logging.LogRecord) -> bool:
