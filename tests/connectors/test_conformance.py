@@ -19,6 +19,7 @@ from proxyplane.connectors.local import LocalConnector
 from proxyplane.connectors.redis import RedisConnector, parts
 from proxyplane.connectors.redis.parts import layout_of
 from proxyplane.testing import ConnectorTests, CoroutinesOnly
+from support.names import no_exchange
 from support.waiting import LONG
 
 _numbers = itertools.count()
@@ -77,6 +78,14 @@ class TestFile(ConnectorTests):
     def break_medium(self):
         shutil.rmtree(self.directory)
         self.directory.write_bytes(b"not a directory any more")
+
+
+class TestFileUnderALock(TestFile):
+    """Where names cannot be exchanged."""
+
+    @pytest.fixture(autouse=True)
+    def _no_exchange(self, monkeypatch):
+        no_exchange(monkeypatch)
 
 
 class TestRedis(ConnectorTests):

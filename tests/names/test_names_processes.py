@@ -21,6 +21,7 @@ import pytest
 import proxyplane as pp
 from proxyplane.connectors._file_io import is_library_key
 from support import names_worker
+from support.names import no_exchange
 from support.names_worker import NAME, STOP, check, make_notes, read, write
 
 WORKER = Path(names_worker.__file__)
@@ -136,10 +137,14 @@ def test_a_killed_writer_leaves_a_whole_value(url: str, size: int, tmp_path: Pat
         assert len(left) <= rounds, seed
 
 
-@pytest.mark.parametrize("kind", ["local", "file"])
+@pytest.mark.parametrize("kind", ["local", "file", "file under a lock"])
 @pytest.mark.parametrize("size", [100, 300_000])
-def test_threads_with_loops(kind: str, size: int, tmp_path: Path) -> None:
+def test_threads_with_loops(
+    kind: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same in the threads of one process, each with a loop of its own."""
+    if kind == "file under a lock":
+        no_exchange(monkeypatch)
     noted = make_notes(tmp_path / "notes")
     connector: Any = pp.LocalConnector() if kind == "local" else pp.FileConnector(tmp_path / "o")
     failed = threading.Event()

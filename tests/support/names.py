@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from typing import Any
+
+from proxyplane.connectors import _file_swap
+
 LARGE = 100_000
 """Bytes of an object that is not in its record."""
 
@@ -9,3 +15,12 @@ LARGE = 100_000
 def body(number: int, size: int = LARGE) -> bytes:
     """An object that is not like any other."""
     return bytes([number % 256]) * size
+
+
+def no_exchange(monkeypatch: Any) -> None:
+    """As on a file system that cannot exchange two names, like many network file systems."""
+
+    def refuse(one: str, other: str) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(_file_swap, "_exchange", refuse)

@@ -1,9 +1,10 @@
 """Replacing a file in one step, so that exactly one caller gets what was there.
 
 Linux exchanges the names of two files in one call (``renameat2``): what was published comes out
-under a temporary name, where it is read and removed. Nothing is locked, so no process that is
-stopped or killed holds up another one. Where the system or the file system cannot, all who change
-what stands under chosen keys take a lock on one file, which the kernel frees with its holder.
+under a temporary name, where it is read and removed. Nothing is locked but a file with a lease,
+against sweeps and for a second at most, so no process that is stopped or killed holds up another
+one. Where the system or the file system cannot, all who change what stands under chosen keys take
+a lock on one file, which the kernel frees with its holder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from proxyplane.abc import RECORD_BYTES
 from proxyplane.connectors._file_dir import LOCK, SWAPPING, Directory
 from proxyplane.connectors._file_io import identity, unpublished, write_all
-from proxyplane.connectors._file_leases import Leases, has_ended, is_leased
+from proxyplane.connectors._file_leases import Leases, has_ended, is_leased, lock
 
 _AT_FDCWD = -100
 _EXCHANGE = 2
@@ -49,6 +50,7 @@ class Swapper:
         # One for each user, who may not write to that of another one.
         self._folder = os.path.join(directory.path, f"{SWAPPING}-{os.geteuid()}")
         self.exchanges = sys.platform == "linux"
+        self._exchanged = False
 
     def replace(
         self, name: str, bodies: list[memoryview], check: Callable[[], int | None]
@@ -83,7 +85,9 @@ class Swapper:
     def _publish(self, name: str, temporary: str, target: str) -> bytes | None:
         while self.exchanges:
             try:
-                _exchange(temporary, target)
+                with _kept(target):
+                    _exchange(temporary, target)
+                self._exchanged = True
                 return self._had(name, temporary)
             except FileNotFoundError:
                 pass
@@ -103,7 +107,8 @@ class Swapper:
                 self.exchanges = False
         with self.alone():
             was = self._had(name, target)
-            os.rename(temporary, target)
+            with _kept(target):
+                os.rename(temporary, target)
             return was
 
     def take(self, name: str) -> bytes | None:
@@ -113,7 +118,8 @@ class Swapper:
         with self.alone():
             while True:
                 try:
-                    os.rename(target, temporary)
+                    with _kept(target):
+                        os.rename(target, temporary)
                     break
                 except FileNotFoundError:
                     if os.path.isdir(self._folder) or not os.path.lexists(target):
@@ -128,10 +134,11 @@ class Swapper:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keeps others from changing what chosen keys hold; nothing where names are exchanged."""
-        if self.exchanges:
+        path = os.path.join(self._directory.path, LOCK)
+        # Who has exchanged nothing yet cannot know; that file tells of somebody who could not.
+        if self.exchanges and (self._exchanged or not os.path.lexists(path)):
             yield
             return
-        path = os.path.join(self._directory.path, LOCK)
         mode = self._directory.file_mode
         mode |= (mode & 0o040) >> 1  # who may read may lock
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
@@ -191,6 +198,29 @@ class Swapper:
 
     def _new_name(self) -> str:
         return os.path.join(self._folder, secrets.token_hex(12))
+
+
+@contextlib.contextmanager
+def _kept(path: str) -> Iterator[None]:
+    """Has no sweep take away, in the block, what is put in the place of a file.
+
+    A sweep looks at a file and removes its name in two steps, under a lock on the file.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there is none, or nobody here may sweep it
+            while is_leased(os.lstat(path)):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                unpublished.descriptors.add(fd)  # a forked child would keep the lock
+                stack.callback(_close, fd)
+                lock(fd)
+                if os.fstat(fd).st_nlink:
+                    break
+        yield
+
+
+def _close(fd: int) -> None:
+    unpublished.descriptors.discard(fd)
+    os.close(fd)
 
 
 def _exchange(one: str, other: str) -> None:
