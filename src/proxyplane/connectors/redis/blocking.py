@@ -26,6 +26,7 @@ from proxyplane._runtime.workers import Workers
 from proxyplane.connectors.redis.errors import map_errors
 from proxyplane.connectors.redis.link import connect_blocking, tls_context, unsent
 from proxyplane.connectors.redis.resp import ROOM, SMALL, Parser, Piece, Reply, command, slices
+from proxyplane.connectors.redis.transfer import Limit
 from proxyplane.connectors.redis.url import RedisOptions
 from proxyplane.exceptions import ConnectorClosedError, IOThreadError
 
@@ -218,7 +219,7 @@ class BlockingPool:
         self._made: set[weakref.ref[BlockingWire]] = set()
         self._idle: list[BlockingWire] = []
         # The server's maxmemory in bytes, 0 for none or unknown; None until asked for.
-        self.limit: int | None = None
+        self.limit: Limit | None = None
         on_fork(self)
 
     def after_fork_in_child(self) -> None:

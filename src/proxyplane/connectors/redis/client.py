@@ -38,6 +38,7 @@ from proxyplane.connectors.redis.transfer import (
     FIRST,
     MORE,
     Body,
+    Limit,
     Report,
     Touched,
     find_made,
@@ -77,7 +78,7 @@ class Client:
         self.waiters = Waiters(self, options)
         self._options = options
         # The server's maxmemory in bytes, 0 for none or unknown; None until asked for.
-        self._limit: int | None = None
+        self._limit: Limit | None = None
 
     @property
     def where(self) -> str:
@@ -93,7 +94,7 @@ class Client:
             mine: Whether nobody else can know the key, so that when this is cancelled the object
                 is of no use to anybody.
         """
-        await self.check_limit(body.size)
+        await self.check_limit(body.size, leased=body.lease is not None)
         if in_parts(body):
             return await self._store_in_parts(name, body, mine)
         used: Wire | None = None
@@ -121,7 +122,8 @@ class Client:
 
     async def store_together(self, batch: Sequence[tuple[bytes, Body]]) -> list[bool]:
         """Stores several objects, all or none; tells for each whether it was not there before."""
-        await self.check_limit(max(body.size for _, body in batch))
+        leased = any(body.lease is not None for _, body in batch)
+        await self.check_limit(max(body.size for _, body in batch), leased=leased)
         async with self.pool.wire() as wire:
             return await write_together(wire, batch)
 
@@ -151,7 +153,7 @@ class Client:
         size = 0
         if body is not None:
             size = body.size
-            await self.check_limit(size)
+            await self.check_limit(size, leased=body.lease is not None)
             # A record is whole, however little may be.
             if in_parts(body) and (size > RECORD_BYTES or size == RECORD_SIZE):
                 raise NotImplementedError(
@@ -320,11 +322,11 @@ class Client:
         finally:  # also when this is cancelled, as it is when another loop closes and this one ends
             await self.pool.aclose()
 
-    async def check_limit(self, size: int) -> None:
+    async def check_limit(self, size: int, *, leased: bool = False) -> None:
         """Raises ObjectTooLargeError for an object that exceeds the server's maxmemory."""
         if self._limit is None:
             self._limit = await read_limit(self.pool, self._options.where)
-        check_memory(size, self._limit, self._options.where)
+        check_memory(size, self._limit, self._options.where, leased=leased)
 
 
 def check_size(size: int, limit: int, what: str, where: str) -> None:
@@ -339,7 +341,9 @@ def check_size(size: int, limit: int, what: str, where: str) -> None:
         )
 
 
-def check_memory(size: int, limit: int | None, where: str) -> None:
+def check_memory(size: int, limit: Limit | None, where: str, *, leased: bool = False) -> None:
     """The same for what the server has no memory for, as far as that is known."""
     if limit:
+        if leased and limit.policy:
+            limit.tell_of_leases(where)
         check_size(size, limit, "all the memory of the server (maxmemory)", where)

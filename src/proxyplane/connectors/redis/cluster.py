@@ -96,7 +96,7 @@ class ClusterClient:
         """
 
         async def asked(node: Client) -> bool:
-            await node.check_limit(body.size)
+            await node.check_limit(body.size, leased=body.lease is not None)
             used: Wire | None = None
             try:
                 async with node.pool.wire() as used:
@@ -246,7 +246,8 @@ class ClusterClient:
         names = [name for name, _ in batch]
 
         async def send(node: Client, places: Sequence[int]) -> list[Reply]:
-            await node.check_limit(max(batch[i][1].size for i in places))
+            leased = any(batch[i][1].lease is not None for i in places)
+            await node.check_limit(max(batch[i][1].size for i in places), leased=leased)
             commands = [b"".join(batch[i][1].set_command(names[i])) for i in places]
             return await each(node.pool, commands, _STORES_AHEAD)
 

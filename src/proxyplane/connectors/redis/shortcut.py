@@ -113,7 +113,8 @@ class Shortcut(DeferrableConnector):
             return None
         if blocking.limit is None and not self._ask_limit(blocking):
             return None
-        check_memory(body.size, blocking.limit, self._options.where)
+        leased = body.lease is not None
+        check_memory(body.size, blocking.limit, self._options.where, leased=leased)
         named = key is not None and type(key) is not FreshKey
         made = str(key) if named else self._new_key(key)
         name = self._name(made)

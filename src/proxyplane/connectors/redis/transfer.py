@@ -365,8 +365,30 @@ async def write_together(wire: Wire, batch: Sequence[tuple[bytes, Body]]) -> lis
     return [result is not None for result in results]
 
 
-async def read_limit(pool: Pool, where: str) -> int:
-    """The server's maxmemory in bytes, 0 for none or unknown; warns if it drops objects."""
+class Limit(int):
+    """The server's maxmemory in bytes, 0 for none or unknown.
+
+    Attributes:
+        policy: What a full server does, if it drops only what has a lease, and until that was told.
+    """
+
+    policy = ""
+
+    def tell_of_leases(self, where: str) -> None:
+        """Warns, once, that a full server drops objects that have a lease, if it does."""
+        policy, self.policy = self.policy, ""
+        if policy:
+            warnings.warn(
+                f"Redis at {where} silently drops objects that have a lease, before it ends, when "
+                f"its memory is full (maxmemory-policy {policy}); set it to noeviction to get "
+                "StoreFullError instead",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+async def read_limit(pool: Pool, where: str) -> Limit:
+    """The server's maxmemory; warns if it drops objects."""
     try:
         # CONFIG GET would do, but hosted servers refuse it more often.
         return limit_of(await pool.request(command("INFO", "memory")), where)
@@ -374,16 +396,18 @@ async def read_limit(pool: Pool, where: str) -> int:
         return limit_of(error, where)
 
 
-def limit_of(text: bytes | ConnectorError, where: str) -> int:
+def limit_of(text: bytes | ConnectorError, where: str) -> Limit:
     """What `read_limit` gives, by the reply to INFO or the error in its place; or raises that."""
     if isinstance(text, ConnectorError):
         if isinstance(text.__cause__, redis_errors.ResponseError):
-            return 0
+            return Limit(0)
         raise text
     info = dict(line.split(":", 1) for line in text.decode().split("\r\n") if ":" in line)
-    limit = int(info.get("maxmemory", 0))
+    limit = Limit(info.get("maxmemory", 0))
     policy = info.get("maxmemory_policy", "")
-    # Under volatile-* only objects with a lease are dropped: before it ends, but none else.
+    # Only objects with a lease are dropped, which may be none: told when there is one.
+    if limit and policy.startswith("volatile"):
+        limit.policy = policy
     if limit and policy.startswith("allkeys"):
         warnings.warn(
             f"Redis at {where} silently drops objects when its memory is full "
