@@ -196,11 +196,22 @@ for _version, _path in PYTHONS.items():
 
 
 @nox.session(python=OLDEST, requires=["build"], default=False)
+def faults(session: nox.Session) -> None:
+    """The same faults as in the tests, and the table of docs/faults.md, which is written anew."""
+    session.run(
+        *("python", "-m", "pytest", "-m", "row", "-n", "logical", "--dist", "worksteal"),
+        *(f"--fault-table={ROOT / 'docs' / 'faults.md'}", *session.posargs),
+        env=install_wheel(session),
+    )
+
+
+@nox.session(python=OLDEST, requires=["build"], default=False)
 def soak(session: nox.Session) -> None:
     """The faults of tests/support/soak.py, each many times; some ten minutes."""
     session.run(
         *("python", "-m", "pytest", "-m", "row", "-n", "logical", "--dist", "worksteal"),
         *("--timeout=900", "-o", "faulthandler_timeout=1000"),
+        f"--fault-table={ROOT / 'docs' / 'faults.md'}",
         *session.posargs,
         env={**install_wheel(session), "PROXYPLANE_SOAK": "1"},
     )

@@ -48,6 +48,7 @@ def protected(data):
     return _frames.read_header(memoryview(data)).inband[1]
 
 
+@pytest.mark.row("bytes damaged")
 class TestDamage:
     def test_every_byte_flipped(self, sample):
         """Any change of any byte of header or in-band part is an error, and the right one."""

@@ -10,10 +10,6 @@ from support.soak import ROWS
 
 TESTS = Path(__file__).parent
 
-# Rows whose tests need no defence that could be switched off: of two at once exactly one succeeds,
-# which is what the file system, the server and the interpreter see to.
-ATOMIC = {"set racing set", "set racing evict"}
-
 
 def test_every_row_is_covered():
     """Each row has tests in the ordinary run, and one in which the defence is switched off."""
@@ -32,4 +28,4 @@ def test_every_row_is_covered():
             _, name, counts = line.split(": ")
             tests, without = (int(count.split()[0]) for count in counts.split(", "))
             told[name] = tests > 0, without > 0
-    assert told == {name: (True, name not in ATOMIC) for name in ROWS}
+    assert told == {name: (True, not row.no_defence) for name, row in ROWS.items()}

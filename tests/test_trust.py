@@ -226,6 +226,7 @@ class TestAllow:
             encode(lambda: 0, trust=trust)
 
 
+@pytest.mark.row("hostile pickle")
 class TestEvil:
     """Nothing that anybody writes makes a reader write a file."""
 
@@ -236,6 +237,7 @@ class TestEvil:
         yield
         assert not self.path.exists()
 
+    @pytest.mark.undefended
     def test_the_pickles_are_live(self):
         """Without a defence each kind of them writes its file: the other tests can fail."""
         self.path.unlink(missing_ok=True)

@@ -242,6 +242,7 @@ def test_evict_is_won_once(connector):
             assert sum(pool.map(connector.evict_sync, [key] * 50)) == 1
 
 
+@pytest.mark.row("loops and threads")
 def test_loops_and_threads(connector):
     """Fifty threads, each with a loop of its own, use one connector at once."""
 

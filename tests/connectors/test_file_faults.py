@@ -31,6 +31,7 @@ from proxyplane.exceptions import (
     StoreFullError,
 )
 from support.mounts import mounted, need_root, small_disk
+from support.soak import recovering, times
 
 MIB = 1 << 20
 WRITER = """
@@ -91,6 +92,7 @@ def leftovers(connector: FileConnector) -> list[Path]:
 # A full disk
 
 
+@pytest.mark.row("disk full")
 @pytest.mark.parametrize("size", [MIB - 1, 2 * MIB])
 async def test_full(small, size):
     """A full file system is a typed error that tells the room, and leaves nothing behind."""
@@ -109,6 +111,7 @@ async def test_full(small, size):
     assert await small.get(await small.put([b"z" * (MIB // 2)])) == b"z" * (MIB // 2)
 
 
+@pytest.mark.row("disk full")
 async def test_full_in_the_middle(small):
     """Where the room is not known in advance, what was written before it ran out is given back."""
     small._directory.firm = False
@@ -124,6 +127,7 @@ async def test_full_in_the_middle(small):
     assert buffer == await small.get(kept) == b"k" * MIB
 
 
+@pytest.mark.row("disk full")
 async def test_full_batch(small):
     """A batch that does not fit leaves none of its objects."""
     with pytest.raises(StoreFullError):
@@ -131,6 +135,7 @@ async def test_full_batch(small):
     assert [name for name in os.listdir(small.directory) if name != UNPUBLISHED] == []
 
 
+@pytest.mark.row("disk full")
 async def test_reading_and_writing_maps_of_a_full_disk(small):
     """A map of a file on a full disk can be read and written: its pages are private memory."""
     key = await small.put([b"x" * (2 * MIB - 100_000)])
@@ -143,6 +148,7 @@ async def test_reading_and_writing_maps_of_a_full_disk(small):
     assert (await small.get(key))[:10] == b"x" * 10
 
 
+@pytest.mark.row("disk full")
 async def test_no_more_files(tmp_path, anonymous):
     """Running out of files, with room left, is said to be that."""
     need_root()
@@ -155,6 +161,7 @@ async def test_no_more_files(tmp_path, anonymous):
                 await connector.put([b"x"])
 
 
+@pytest.mark.row("disk full")
 async def test_full_disk_refuses_before_writing(tmp_path, monkeypatch, anonymous):
     """A large body that does not fit is refused before a byte of it is written."""
     with small_disk(tmp_path / "disk", 8 * MIB) as path:
@@ -202,6 +209,7 @@ def test_too_large(tmp_path, anonymous):
     assert printed.endswith("True\n")
 
 
+@pytest.mark.row("input/output error")
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
@@ -232,12 +240,13 @@ async def test_what_the_system_says(connector, monkeypatch, code, expected):
 # Killed writers, and what a sweep takes
 
 
+@pytest.mark.row("writer killed")
 def test_killed_writers_leave_nothing_visible(tmp_path, anonymous):
     """Whenever a writer is killed, each published object is whole, and a put sweeps the rest."""
     directory = tmp_path / "objects"
     deaths = random.Random(7)
     seen = 0
-    for number in range(6):
+    for number in range(times("writer killed")):
         writer = start(
             """
             letter = sys.argv[3].encode()
@@ -248,7 +257,7 @@ def test_killed_writers_leave_nothing_visible(tmp_path, anonymous):
             """,
             directory,
             anonymous,
-            chr(ord("a") + number),
+            chr(ord("a") + number % 26),
         )
         writer.stdout.readline()
         time.sleep(deaths.random() / 20)
@@ -263,8 +272,9 @@ def test_killed_writers_leave_nothing_visible(tmp_path, anonymous):
                 path.unlink()
                 seen += 1
     assert seen
-    fresh = FileConnector(directory)
-    fresh.put_sync([b"x"])
+    with recovering():
+        fresh = FileConnector(directory)
+        fresh.put_sync([b"x"])
     assert leftovers(fresh) == []
 
 

@@ -25,7 +25,7 @@ from proxyplane.connectors._file_dir import PENDING
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import ObjectLostError
 from support.mounts import mounted, need_root
-from support.soak import WAITERS, times
+from support.soak import WAITERS, recovering, times
 from support.waiting import (
     LONG,
     SHORT,
@@ -116,7 +116,8 @@ def test_overflow(connector, defended, monkeypatch):
 async def all_woken(tasks, defended):
     """Every wait ends well; without the defence it does not, and is cancelled here."""
     if defended:
-        assert await asyncio.gather(*tasks) == [None] * len(tasks)
+        with recovering():
+            assert await asyncio.gather(*tasks) == [None] * len(tasks)
         return
     _, asleep = await asyncio.wait(tasks, timeout=SHORT)
     assert asleep, "nothing was lost: the test does not test the defence"
@@ -206,7 +207,8 @@ def test_the_directory_is_replaced_under_many(connector, tmp_path, defended, mon
             (tmp_path / "copy" / PENDING).rename(folder(connector))
             shutil.rmtree(tmp_path / "copy")
         if defended:
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            with recovering():
+                outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             assert {type(one) for one in outcomes} == {ObjectLostError}
         else:
             await all_woken(tasks, False)
@@ -239,6 +241,7 @@ async def test_the_directory_is_replaced(connector, tmp_path):
         await task
 
 
+@pytest.mark.row("directory gone")
 @pytest.mark.parametrize("again", [True, False])
 async def test_the_directory_is_deleted(connector, again):
     """When the directory is deleted the waits end, and in a new one they work."""
@@ -254,6 +257,7 @@ async def test_the_directory_is_deleted(connector, again):
     await task
 
 
+@pytest.mark.row("directory gone")
 @pytest.mark.parametrize("option", [(), ("-l",)], ids=["umount", "lazy"])
 def test_unmounted(tmp_path, option):
     """When the file system is unmounted the waits end."""
@@ -327,6 +331,7 @@ def logged(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if "polling" in line]
 
 
+@pytest.mark.row("inotify limits")
 @pytest.mark.parametrize("limit", ["instances", "watches"])
 @pytest.mark.parametrize("lifted", [False, True])
 def test_limits_of_inotify(tmp_path, limit, lifted):
@@ -386,6 +391,7 @@ async def test_remote_is_found_out(tmp_path, monkeypatch):
     await task
 
 
+@pytest.mark.row("inotify limits")
 def test_few_descriptors(tmp_path):
     """A process that has no descriptor left still waits, and says once how."""
     code = """

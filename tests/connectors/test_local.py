@@ -348,6 +348,7 @@ def test_put_under_a_key_taken_meanwhile(monkeypatch):
     assert connector.get_sync("k") == b"rival"
 
 
+@pytest.mark.row("loops and threads")
 def test_loops_and_threads():
     """Many loops use one connector at once."""
     connector = LocalConnector()

@@ -55,6 +55,7 @@ async def asleep(connector, count):
 # A node that is killed
 
 
+@pytest.mark.row("cluster node killed")
 @pytest.mark.parametrize("victim", range(3))
 async def test_a_node_is_killed_and_comes_back(cluster, connector, victim):
     """What the others have can be used meanwhile; the rest raises, and is there again later."""
@@ -98,6 +99,7 @@ async def test_a_node_is_killed_and_comes_back(cluster, connector, victim):
     assert [0, 0, 0] == [len(client.keys("*")) for client in cluster.clients]
 
 
+@pytest.mark.row("cluster node killed")
 async def test_a_node_comes_back_empty(own_redis_cluster, monkeypatch):
     """Who waits for an object whose node has forgotten everything is told so."""
     monkeypatch.setattr(waiting, "BACKSTOP_SECONDS", 0.2)
@@ -121,6 +123,7 @@ async def test_a_node_comes_back_empty(own_redis_cluster, monkeypatch):
     await connector.aclose()
 
 
+@pytest.mark.row("cluster node killed")
 async def test_all_nodes_are_killed(cluster, connector):
     """Whoever waits goes on waiting until the cluster is back, and is woken then."""
     keys = [await connector.new_key() for _ in range(30)]

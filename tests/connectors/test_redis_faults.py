@@ -23,6 +23,7 @@ from proxyplane.exceptions import (
 from proxyplane.testing import cancelled_at
 from support.in_threads import InThreads
 from support.servers import admin, connections
+from support.soak import recovering
 from support.tcp_proxy import TCPProxy
 
 MB = 1 << 20
@@ -76,6 +77,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.row("cancellation at every await")
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 @pytest.mark.parametrize("way", ["direct", "redis-py"], indirect=True)
@@ -270,6 +272,7 @@ async def test_an_object_that_vanishes_while_it_is_read_is_lost(proxied, hint):
     assert await through.get(key) is None
 
 
+@pytest.mark.row("half-open link")
 @pytest.mark.parametrize("way", ["direct", "redis-py"], indirect=True)
 async def test_a_half_open_connection_is_given_up(redis_server, redis_url, way):
     """A peer that is silent for the time-out is lost, not waited for, and not asked again."""
@@ -292,6 +295,7 @@ async def test_a_half_open_connection_is_given_up(redis_server, redis_url, way):
         await connector.aclose(clear=True)
 
 
+@pytest.mark.row("half-open link")
 async def test_a_server_that_accepts_and_is_silent_is_unavailable(own_redis_server, way):
     """Making a connection has a time-out of its own, and a late reply reaches nobody."""
     server = await asyncio.to_thread(own_redis_server)
@@ -321,6 +325,7 @@ async def test_a_server_that_was_silent_from_the_start(own_redis_server):
     server.resume()
 
 
+@pytest.mark.row("server killed in a transfer")
 @pytest.mark.parametrize("operation", ["get", "put", "put named", "put_batch", "get_batch"])
 async def test_server_killed_in_the_middle(own_redis_server, operation, way):
     """SIGKILL during a transfer is a lost connection; the connector works with the next server."""
@@ -346,7 +351,8 @@ async def test_server_killed_in_the_middle(own_redis_server, operation, way):
         with pytest.raises(ConnectorLostError):
             await task
         await asyncio.to_thread(server.start)
-        assert b"again" == await connector.get(await connector.put([b"again"]))
+        with recovering():
+            assert b"again" == await connector.get(await connector.put([b"again"]))
         assert await connector.get(key) is None
         await connector.aclose(clear=True)
 

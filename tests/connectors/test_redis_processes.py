@@ -49,6 +49,7 @@ def test_two_runs_in_sequence(redis_url, redis_server):
     asyncio.run(connector.aclose(clear=True))
 
 
+@pytest.mark.row("loops and threads")
 def test_fifty_threads_with_a_loop_each(redis_url, redis_server):
     """Fifty loops at once share one connector, and nobody gets another's object."""
     connector = RedisConnector(redis_url)

@@ -143,6 +143,7 @@ async def test_small_things_share_one_connection(redis, redis_server):
     assert before + 1 == connected(redis_server)  # the question itself
 
 
+@pytest.mark.row("cancellation at random")
 async def test_cancelled_callers_cost_no_connection(redis, redis_server):
     """Their replies are dropped in their places; everybody else gets the right ones."""
     keys = [await redis.put([b"%d" % i * 5000]) for i in range(40)]

@@ -63,6 +63,7 @@ async def slow_link(port):
         await asyncio.gather(*tasks)
 
 
+@pytest.mark.row("slow link")
 async def test_a_slow_link_is_not_taken_for_a_silent_one(redis_server, namespace):
     """To send this takes longer than the connector waits for progress, which there is all the time.
 

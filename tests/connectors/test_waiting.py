@@ -241,6 +241,7 @@ async def test_a_timeout_around_it(connector):
     assert str(caught.value) == ""
 
 
+@pytest.mark.row("store closed under waiters")
 async def test_close_ends_the_waits_of_loops_that_end(medium, connector, another):
     """A loop that ends, because its wait was ended by another loop, leaves no connection."""
 
@@ -264,6 +265,7 @@ async def test_close_ends_the_waits_of_loops_that_end(medium, connector, another
     await until(lambda: medium.holds_no_more(before))
 
 
+@pytest.mark.row("store closed under waiters")
 async def test_close_ends_the_waits(medium, connector, another):
     """Who waits through a connector that is closed gets an error at once, others go on waiting."""
     key = await another.new_key()
@@ -304,11 +306,14 @@ async def test_clear(medium, connector, another):
     assert await connector.exists(theirs)
 
 
+@pytest.mark.row("loop closed under a client")
+@pytest.mark.parametrize("medium", ["local", "file"], indirect=True)
 @defended_or_not
 def test_a_loop_closed_under_a_waiter(medium, monkeypatch, defended):
-    """A loop that is closed while somebody waits on it is forgotten, and disturbs nobody."""
-    if medium.name in ("redis", "cluster"):
-        pytest.skip("its connections cannot be closed without their loop, and complain")
+    """A loop that is closed while somebody waits on it is forgotten, and disturbs nobody.
+
+    Connections cannot be closed without their loop, and complain: so not with those.
+    """
     connector = medium.connector()
     key = asyncio.run(connector.new_key())
     loops = [asyncio.new_event_loop() for _ in range(3)]

@@ -13,7 +13,7 @@ from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.exceptions import ConnectorError, ConnectorLostError, PeerUnreachableError
 from support.endpoints import introduce, path_of
 from support.networks import Internet, needs_networks
-from support.soak import times
+from support.soak import recovering, times
 from support.waiting import until
 
 pytestmark = needs_networks
@@ -78,7 +78,8 @@ async def test_waiters_survive_a_cut(internet, linked):
         await until(lambda: not near.status()["peers"][far.name]["up"])
         assert not any(task.done() for task in tasks)
         internet.join()
-        await asyncio.gather(*tasks[::2])
+        with recovering():
+            await asyncio.gather(*tasks[::2])
         for key in keys[1::2]:
             await connector.set(key, [b"set afterwards"])
         await asyncio.gather(*tasks)
@@ -118,8 +119,9 @@ async def test_a_half_open_link_is_noticed(internet, join, deaf, defended):
             except ConnectorError:
                 return False
 
-        while not await mended():
-            await asyncio.sleep(0.05)
+        with recovering():
+            while not await mended():
+                await asyncio.sleep(0.05)
     await connector.aclose()
 
 
@@ -178,6 +180,8 @@ async def test_no_acknowledged_object_is_lost(linked):
         await asyncio.to_thread(far.end, signal.SIGKILL)
         await asyncio.to_thread(far.start)
         again = len(stored)
+        with recovering():
+            await until(lambda: len(stored) > again)
         await until(lambda: len(stored) > again + 50)
         ended = True
         await asyncio.gather(*tasks)

@@ -216,6 +216,7 @@ async def test_rights(pair, rights):
     await connector.aclose()
 
 
+@pytest.mark.row("peer of a wrong identity")
 async def test_a_stranger_is_refused(make_site, monkeypatch):
     """An endpoint that is not on the list is refused, by whatever it knows of the other."""
     server = make_site("server", listen=at_loopback())
@@ -239,6 +240,7 @@ async def test_a_stranger_is_refused(make_site, monkeypatch):
     await connector.aclose()
 
 
+@pytest.mark.row("peer of a wrong identity")
 async def test_an_impostor_is_noticed(make_site, monkeypatch):
     """One who answers at the address of a peer with another certificate gets nothing to see."""
     server, impostor = (make_site(name, listen=at_loopback()) for name in ("server", "impostor"))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
+
+pytestmark = pytest.mark.row("exit in any state")
 
 
 @pytest.mark.parametrize("kind", ["plain", "Factory", "Factory.acall"])
@@ -24,6 +28,31 @@ def test_slow_factory(run, kind):
         begun.wait()
         """
     )
+
+
+@pytest.mark.undefended
+def test_slow_factory_undefended(start):
+    """If the threads of the library were ones that the interpreter waits for, it would not end."""
+    script = start(
+        """
+        from proxyplane._runtime.workers import _Thread
+        start = _Thread.start
+        def start_no_daemon(self):
+            self.daemon = False
+            start(self)
+        _Thread.start = start_no_daemon
+        begun = threading.Event()
+        def factory():
+            begun.set()
+            time.sleep(FOR_EVER)
+        resolve_async(Proxy(factory))
+        begun.wait()
+        say("begun")
+        """
+    )
+    script.expect("begun")
+    with pytest.raises(subprocess.TimeoutExpired):
+        script.process.wait(3)
 
 
 def test_slow_decoder(run, url):

@@ -30,7 +30,10 @@ def child_that_exits(*args):
         sys.exit(0)  # through the whole of the interpreter's end
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+pytestmark = [
+    pytest.mark.row("fork in any state"),
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no fork"),
+]
 
 
 @pytest.fixture
@@ -57,6 +60,33 @@ with sync.Store("s", URL, cache_size=0) as store:
     use(store, fresh(p))
     {child}(store, fresh(p))
     use(store, fresh(p))
+"""
+    )
+
+
+@pytest.mark.undefended
+def test_undefended(fork, url):
+    """A child that inherited a lock that another thread held would wait for it for ever."""
+    fork(
+        """
+from proxyplane._runtime import fork as forks
+from proxyplane._runtime import io_thread as module
+with sync.Store("s", URL, cache_size=0) as store:
+    use(store)
+    forks._aware.clear()
+    def child():
+        signal.alarm(2)
+        use(store)
+    taken, release = threading.Event(), threading.Event()
+    def hold():
+        with module._process.lock:
+            taken.set()
+            release.wait()
+    holder = thread(hold)
+    taken.wait()
+    assert in_child(child) == -signal.SIGALRM
+    release.set()
+    holder.join()
 """
     )
 

@@ -104,6 +104,7 @@ def test_aclose_reaches_other_loops():
     release.set()
 
 
+@pytest.mark.row("loop closed under a client")
 def test_loop_that_was_not_shut_down():
     """A loop that is closed without shutting down its generators leaves nothing behind."""
     per_loop = make()

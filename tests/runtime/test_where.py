@@ -23,6 +23,7 @@ def test_plain_script(run, url):
     )
 
 
+@pytest.mark.row("loops and threads")
 def test_fifty_threads(run, url):
     """Fifty threads at once, on one store and on one proxy."""
     run(
