@@ -238,6 +238,8 @@ class EmbeddedServer:
         """Stops the server in its tracks (SIGSTOP): it takes connections and answers nothing."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
+            if hasattr(os, "waitid"):  # until then it may answer
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Lets a paused server go on."""
