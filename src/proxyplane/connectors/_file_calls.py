@@ -124,6 +124,8 @@ class FileCalls:
         key: str | None,
         ttl: float | None,
         check: Callable[[], None],
+        *,
+        wait: bool = True,
     ) -> str:
         self._check_open()
         self._sweep()
@@ -143,7 +145,7 @@ class FileCalls:
                     self._registrations.remove(key)
                 return name
             except FileExistsError as exc:
-                if self._make_way(name):
+                if self._make_way(name, wait):
                     continue
                 raise taken(name, self._directory) from exc
             except OSError as exc:
@@ -153,9 +155,9 @@ class FileCalls:
                     continue
                 raise translate(exc, self._directory, total(bodies)) from exc
 
-    def _make_way(self, key: str) -> bool:
+    def _make_way(self, key: str, wait: bool) -> bool:
         try:
-            return self._leases.make_way(self._path(key))
+            return self._leases.make_way(self._path(key), wait=wait)
         except OSError as exc:
             raise translate(exc, self._directory) from exc
 
@@ -201,12 +203,19 @@ class FileCalls:
         self._wrote = True
         return key
 
-    def _set_sync(self, bodies: list[memoryview], key: str, check: Callable[[], None]) -> None:
+    def _set_sync(
+        self,
+        bodies: list[memoryview],
+        key: str,
+        check: Callable[[], None],
+        *,
+        wait: bool = True,
+    ) -> None:
         self._check_open()
 
         try:
             self._registrations.refuse_set(key)
-            with self._registrations.setting(key) as hold:
+            with self._registrations.setting(key, wait=wait) as hold:
 
                 def check_and_hold() -> int | None:
                     check()
@@ -251,22 +260,24 @@ class FileCalls:
         self._chosen.pop(key, None)
         return there or self._missing()
 
-    def _extend_sync(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+    def _extend_sync(
+        self, keys: Sequence[str], ttl: float | None, *, wait: bool = True
+    ) -> list[bool]:
         self._check_open()
         try:
-            return [self._extend_one(key, ttl) for key in keys]
+            return [self._extend_one(key, ttl, wait) for key in keys]
         except OSError as exc:
             raise translate(exc, self._directory) from exc
 
-    def _extend_one(self, key: str, ttl: float | None) -> bool:
+    def _extend_one(self, key: str, ttl: float | None, wait: bool) -> bool:
         # A set publishes the object before it ends the registration: maybe between these calls.
         for _ in range(2):
-            extended = self._leases.extend(self._path(key), file_name(key), ttl)
+            extended = self._leases.extend(self._path(key), file_name(key), ttl, wait=wait)
             if extended is not None:
                 if key in self._chosen:
                     self._chosen[key] = extended
                 return True
-            if self._registrations.extend(key, ttl):
+            if self._registrations.extend(key, ttl, wait=wait):
                 return True
         return self._missing()
 

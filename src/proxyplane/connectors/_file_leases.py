@@ -29,6 +29,7 @@ from proxyplane._ttl import milliseconds
 from proxyplane.abc import Swept
 from proxyplane.connectors._file_dir import LEASES, PENDING, Directory
 from proxyplane.connectors._file_watch import wake_here
+from proxyplane.connectors._inline import WouldStallError
 
 _BIT = stat.S_ISVTX
 _KIND, _LEASED = stat.S_IFMT(0o177777) | _BIT, stat.S_IFREG | _BIT
@@ -121,10 +122,13 @@ class Leases:
         if ends <= time.time_ns():
             self._enter(name, ends)  # a sweep may have come by before there was a file
 
-    def extend(self, path: str, name: str, ttl: float | None) -> tuple[int, int] | None:
+    def extend(
+        self, path: str, name: str, ttl: float | None, *, wait: bool = True
+    ) -> tuple[int, int] | None:
         """Gives a file a new lease, or none; returns its new identity, None if it is gone.
 
         Raises:
+            WouldStallError: It is locked, and `wait` is not allowed.
             OSError: The file system refuses.
         """
         try:
@@ -132,7 +136,7 @@ class Leases:
         except FileNotFoundError:
             return None
         try:
-            lock(fd)
+            lock_or_stall(fd, wait=wait)
             found = os.fstat(fd)
             if not found.st_nlink or has_ended(found):
                 return None
@@ -191,8 +195,12 @@ class Leases:
         finally:
             os.close(fd)
 
-    def make_way(self, path: str) -> bool:
-        """Whether a file that took a name has a lease that ended; it is removed then."""
+    def make_way(self, path: str, *, wait: bool = True) -> bool:
+        """Whether a file that took a name has a lease that ended; it is removed then.
+
+        Raises:
+            WouldStallError: Somebody else removes it, and `wait` is not allowed.
+        """
         until = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
@@ -202,6 +210,8 @@ class Leases:
                 return True
             if self.remove_ended(path) is not None:
                 return True
+            if not wait:
+                raise WouldStallError
             if time.monotonic() > until:
                 return False
             time.sleep(0.001)  # somebody else removes it
@@ -374,6 +384,12 @@ class Leases:
         with suppress(OSError):
             if has_ended(os.lstat(path)):
                 os.unlink(path)
+
+
+def lock_or_stall(fd: int, *, wait: bool) -> None:
+    """As `lock`; raises WouldStallError for a file that is locked, unless one may `wait`."""
+    if lock(fd, _LOCK_SECONDS if wait else 0) == _BUSY and not wait:
+        raise WouldStallError
 
 
 def lock(fd: int, seconds: float = _LOCK_SECONDS) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from proxyplane.connectors._file_leases import has_ended
+from proxyplane.connectors._inline import WouldStallError
 
 MAP_BYTES = 64 << 10
 """Bodies of at least this many bytes are mapped, smaller ones are read.
@@ -31,10 +32,6 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if _LINUX else 0
 _FIXED = 0x10  # the mmap module does not name it
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _REFUSED = {*_NO_DESCRIPTORS, errno.ENOMEM, errno.ENODEV}
-
-
-class WouldStallError(Exception):
-    """More bytes would have to be read than the caller allows on this thread."""
 
 
 def read(path: str, limit: int | None = None) -> bytearray | memoryview:

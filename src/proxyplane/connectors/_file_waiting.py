@@ -16,7 +16,13 @@ from contextlib import contextmanager
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane.connectors._file_dir import PENDING, Directory
 from proxyplane.connectors._file_io import file_name, is_library_key
-from proxyplane.connectors._file_leases import Leases, deadline_of, has_ended, lock, same_file
+from proxyplane.connectors._file_leases import (
+    Leases,
+    deadline_of,
+    has_ended,
+    lock_or_stall,
+    same_file,
+)
 from proxyplane.connectors._file_watch import Place, place_of, wake_here
 from proxyplane.connectors._waiters import deadline, too_late
 from proxyplane.exceptions import KeyExistsError, ObjectLostError
@@ -76,11 +82,12 @@ class Registrations:
             raise taken(key, self._directory)
 
     @contextmanager
-    def setting(self, key: str) -> Iterator[Callable[[], int | None]]:
+    def setting(self, key: str, *, wait: bool = True) -> Iterator[Callable[[], int | None]]:
         """Gives what is to be called just before the object of a key is published.
 
         It keeps the lease of the key as it is until the end of the block, returns when that lease
-        ends, and raises what `refuse_set` raises.
+        ends, and raises what `refuse_set` raises; and WouldStallError if others have locked that
+        lease, and `wait` is not allowed.
         """
         held: list[int] = []
 
@@ -90,7 +97,7 @@ class Registrations:
             except FileNotFoundError:
                 self.refuse_set(key)
                 raise
-            lock(held[0])
+            lock_or_stall(held[0], wait=wait)
             self.refuse_set(key)
             return deadline_of(os.fstat(held[0]))
 
@@ -100,15 +107,16 @@ class Registrations:
             for fd in held:
                 os.close(fd)
 
-    def extend(self, key: str, ttl: float | None) -> bool:
+    def extend(self, key: str, ttl: float | None, *, wait: bool = True) -> bool:
         """Gives the registration of a key a new lease; False if there is none.
 
         Raises:
+            WouldStallError: It is locked, and `wait` is not allowed.
             OSError: The file system refuses.
         """
         if not is_library_key(key):
             return False
-        return self._leases.extend(self._path(key), key, ttl) is not None
+        return self._leases.extend(self._path(key), key, ttl, wait=wait) is not None
 
     def is_set(self, key: str) -> bool:
         """Whether the key holds an object; False while it is registered to get one.

@@ -21,6 +21,10 @@ INLINE_BYTES = 1 << 20
 """Bodies above this many bytes are moved on a worker thread, not on the event loop."""
 
 
+class WouldStallError(Exception):
+    """It would take longer than the caller allows on this thread; nothing was done."""
+
+
 class AbandonedError(Exception):
     """The caller of a put was cancelled; nothing may be published any more."""
 

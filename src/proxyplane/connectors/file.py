@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -11,10 +12,10 @@ from proxyplane._runtime.workers import run_in_worker
 from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey, Swept
 from proxyplane.connectors._file_calls import FileCalls, go_on
-from proxyplane.connectors._file_read import WouldStallError
 from proxyplane.connectors._inline import (
     INLINE_BYTES,
     Claim,
+    WouldStallError,
     put_in_worker,
     swap_in_worker,
     total,
@@ -121,7 +122,8 @@ class FileConnector(FileCalls, DeferrableConnector):
         """
         bodies = views(frames)
         if total(bodies) <= INLINE_BYTES and not self._directory.remote:
-            return self._put_sync(bodies, key, ttl, go_on)
+            with contextlib.suppress(WouldStallError):
+                return self._put_sync(bodies, key, ttl, go_on, wait=False)
         return await put_in_worker(
             lambda claim: self._put_sync(bodies, key, ttl, claim.check),
             self._evict_sync if key is None or type(key) is FreshKey else _keep,
@@ -184,10 +186,8 @@ class FileConnector(FileCalls, DeferrableConnector):
             ConnectorClosedError: This connector was closed.
         """
         if not self._directory.remote:
-            try:
+            with contextlib.suppress(WouldStallError):
                 return self._get_sync(key, INLINE_BYTES)
-            except WouldStallError:
-                pass
         return await run_in_worker(self._get_sync, key, None)
 
     async def get_batch(
@@ -234,7 +234,8 @@ class FileConnector(FileCalls, DeferrableConnector):
             require_ttl(ttl)
         keys = list(keys)
         if self._brief(len(keys)):
-            return self._extend_sync(keys, ttl)
+            with contextlib.suppress(WouldStallError):
+                return self._extend_sync(keys, ttl, wait=False)
         return await run_in_worker(self._extend_sync, keys, ttl)
 
     async def sweep(self) -> Swept:
@@ -298,13 +299,13 @@ class FileConnector(FileCalls, DeferrableConnector):
         """
         bodies = views(frames)
         if total(bodies) <= INLINE_BYTES and not self._directory.remote:
-            self._set_sync(bodies, key, go_on)
-        else:
+            with contextlib.suppress(WouldStallError):
+                return self._set_sync(bodies, key, go_on, wait=False)
 
-            def set_it(claim: Claim[None]) -> None:
-                self._set_sync(bodies, key, claim.check)
+        def set_it(claim: Claim[None]) -> None:
+            self._set_sync(bodies, key, claim.check)
 
-            await put_in_worker(set_it, _keep)
+        return await put_in_worker(set_it, _keep)
 
     async def wait(self, key: str, timeout: float | None = None) -> None:
         """Returns when `key` holds an object.
