@@ -377,3 +377,19 @@ async def test_cancelled_while_the_nodes_are_learnt(cluster_url, redis_cluster, 
     await setup.aclose(clear=True)
     with pytest.raises(ConnectorClosedError):
         await setup.get("large")
+
+
+async def test_a_closed_client_makes_no_more_connections(connector, redis_cluster):
+    """Nor to a node that was not used before, for a caller who was on the way to it."""
+    client = await connector._client()
+    used = connector._name("used")
+    await client.exists(used)
+    used_at = redis_cluster.place(used)
+    names = (connector._name(f"unused {i}") for i in range(1000))
+    unused = next(name for name in names if redis_cluster.place(name) != used_at)
+    owner = await client.topology.owner(unused)
+    client.topology.clients.pop(owner, None)  # it may have been asked for the nodes
+    await client.aclose()
+    with pytest.raises(ConnectorClosedError):
+        await client.exists(unused)
+    assert owner not in client.topology.clients

@@ -456,6 +456,7 @@ class ClusterClient:
 
     async def aclose(self) -> None:
         """Ends every wait, and closes the connections."""
+        self.topology.closed = True
         try:
             await self.waiters.aclose()
         finally:

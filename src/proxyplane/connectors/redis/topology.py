@@ -40,10 +40,12 @@ class Topology:
 
     Attributes:
         clients: The client of each node that was asked for something.
+        closed: Whether no further ones are made.
     """
 
     def __init__(self, options: RedisOptions, make: Callable[[RedisOptions], Client]) -> None:
         self.clients: dict[Address, Client] = {}
+        self.closed = False
         self._options = options
         self._make = make
         self._owners: list[Address | None] = [None] * _SLOTS
@@ -52,9 +54,15 @@ class Topology:
         self._failed: ConnectorError | None = None  # why nothing could be learnt, the last time
 
     def client(self, address: Address) -> Client:
-        """The client of a node."""
+        """The client of a node.
+
+        Raises:
+            ConnectorClosedError: It would be a new one, and all were closed.
+        """
         found = self.clients.get(address)
         if found is None:
+            if self.closed:
+                raise ConnectorClosedError(f"the connector of {self._options.where} was closed")
             found = self.clients[address] = self._make(self._options.node(*address))
         return found
 
