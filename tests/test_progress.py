@@ -27,8 +27,9 @@ from proxyplane._runtime.io_thread import io_thread
 from proxyplane._runtime.progress import Meter, metered
 from proxyplane.connectors import _file_io
 from proxyplane.connectors.redis import parts
-from proxyplane.exceptions import ConnectorError, SerializationError
+from proxyplane.exceptions import ConnectorError, ConnectorLostError, SerializationError
 from proxyplane.sync import Store as BlockingStore
+from proxyplane.testing import FailingConnector
 from support.tcp_proxy import TCPProxy
 from support.waiting import LONG, until
 
@@ -399,3 +400,17 @@ def test_a_bar_without_tqdm(monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "proxyplane\[progress\]"'):
         with progress_bar():
             pass
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_what_the_function_raises_comes_first(tmp_path, blocking):
+    """Also where what was stored cannot be taken back."""
+    lost = ConnectorLostError("lost on purpose")
+    connector = FailingConnector(FileConnector(tmp_path), 1, lost, operations={"evict"})
+    async with Store("undone", connector) as store:
+        with pytest.raises(BadError):
+            if blocking:
+                blocked = BlockingStore.of(store).put
+                await asyncio.to_thread(blocked, bytes(MB), progress=failing("last"))
+            else:
+                await store.put(bytes(MB), progress=failing("last"))

@@ -14,6 +14,7 @@ from proxyplane._runtime.progress import Meter, Progress, metered
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane._store_names import Found
 from proxyplane.config import OnBlocking
+from proxyplane.exceptions import ProxyPlaneError
 
 __all__ = ["Told", "progress_bar"]
 
@@ -69,8 +70,7 @@ class Told(Operation[R]):
                 result = operation.finish(reply)
             self._end(reply)
         except BaseException:
-            if self._undo is not None:
-                await asyncio.shield(asyncio.ensure_future(self._undo(reply).perform()))
+            await self._take_back(reply)
             raise
         return result
 
@@ -84,11 +84,15 @@ class Told(Operation[R]):
         except BaseException:
             task.cancel()
             await asyncio.wait({task})
-            if not task.cancelled() and task.exception() is None and self._undo is not None:
-                # It had succeeded at that moment.
-                await asyncio.shield(asyncio.ensure_future(self._undo(task.result()).perform()))
+            if not task.cancelled() and task.exception() is None:  # it had succeeded at that moment
+                await self._take_back(task.result())
             raise
         return task.result()
+
+    async def _take_back(self, reply: Any) -> None:
+        if self._undo is not None:
+            with contextlib.suppress(ProxyPlaneError):  # what the function raised says more
+                await asyncio.shield(asyncio.ensure_future(self._undo(reply).perform()))
 
     def perform_blocking(self, policy: OnBlocking | None) -> R:
         """Performs it and blocks the calling thread until it is done."""
@@ -116,7 +120,8 @@ class Told(Operation[R]):
             self._end(replies[0])
         except BaseException:
             if replies and self._undo is not None:
-                self._undo(replies[0]).work()
+                with contextlib.suppress(ProxyPlaneError):  # as in `_take_back`
+                    self._undo(replies[0]).work()
             raise
         return result
 
