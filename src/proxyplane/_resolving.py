@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -17,7 +18,7 @@ from proxyplane._slots import (
     set_interest,
 )
 from proxyplane.cache import MISSING
-from proxyplane.exceptions import ProxyResolveError
+from proxyplane.exceptions import ProxyPlaneError, ProxyResolveError
 from proxyplane.factory import CallableSource, StoreFactory, ahead_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,16 @@ def _join(proxy: Proxy[Any], source: Any) -> Flight | None:
     )
 
 
+def _join_ahead(source: Any) -> Flight | None:
+    """What the background is fetching for a strict proxy, which is used already.
+
+    It waits for that before it looks for the latest object: if it is that, it comes once.
+    """
+    if not isinstance(source, StoreFactory) or not source.strict or source.evict or source.ahead:
+        return None
+    return flights.join_under_way(ahead_of(source).flight_key, source.take_ahead)
+
+
 def touch(proxy: Proxy[T]) -> T:
     """Resolves `proxy`, blocking this thread, and returns its target."""
     source = _source(proxy)
@@ -57,6 +68,13 @@ def touch(proxy: Proxy[T]) -> T:
         flights.hand_over(proxy.__proxy_accept__, target)
         return cast(T, get_target(proxy))
     about_to_block(lambda: f"touching {proxy!r}", source.on_blocking)
+    ahead = _join_ahead(source)
+    if ahead is not None:
+        try:
+            with contextlib.suppress(ProxyPlaneError):  # what follows tells
+                ahead.wait_blocking()
+        finally:
+            ahead.leave()
     flight = _join(proxy, source)
     if flight is None:
         return cast(T, get_target(proxy))
@@ -88,6 +106,13 @@ async def aresolve(proxy: Proxy[T]) -> T:
     if target is not MISSING:
         flights.hand_over(proxy.__proxy_accept__, target)
         return cast(T, get_target(proxy))
+    ahead = _join_ahead(source)
+    if ahead is not None:
+        try:
+            with contextlib.suppress(ProxyPlaneError):
+                await ahead.wait()
+        finally:
+            ahead.leave()
     flight = _join(proxy, source)
     if flight is None:
         return cast(T, get_target(proxy))

@@ -294,6 +294,11 @@ class StoreFactory(Factory[T]):
         operation, reply = fetched
         return cast(bool, operation.finish_stalls(reply))
 
+    def take_ahead(self, ahead: Ahead) -> Ahead | None:
+        """Keeps what was fetched before the first use; gives what it replaces."""
+        before, self.ahead = self.ahead, ahead
+        return before
+
     def _operation(self) -> Any:
         return self.store.resolving(
             self.key,

@@ -11,7 +11,7 @@ import pytest
 
 import proxyplane as pp
 from proxyplane.connectors._keys import is_made
-from proxyplane.testing import Recorder
+from proxyplane.testing import Recorder, Wrapper
 from support.names import body
 
 
@@ -112,6 +112,36 @@ class TestTransfers:
                 assert await copy == body(2 if replaced else 1)
                 assert self.read(recorder) == replaced
                 assert pp.get_factory(copy).ahead is None
+
+    @pytest.mark.parametrize("how", ["await", "touch"])
+    @pytest.mark.parametrize("replaced", [False, True])
+    async def test_a_proxy_used_while_it_is_fetched_ahead(self, recorder, how, replaced):
+        """It waits for that, and looks; the object is transferred once, unless it was replaced."""
+        begun, go_on = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        class Gate(Wrapper):
+            async def call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+                reply = await super().call(operation, *args, **kwargs)
+                if operation == "get" and is_made(args[0]):
+                    loop.call_soon_threadsafe(begun.set)
+                    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(go_on.wait(), loop))
+                return reply
+
+        async with pp.Store("ahead", Gate(recorder), cache_size=0) as store:
+            proxy = await store.proxy(body(1), key="name", strict=True)
+            pp.prefetch([proxy])
+            await begun.wait()
+            recorder.calls.clear()
+            if replaced:
+                await pp.Store("elsewhere", recorder).put(body(2), key="name")
+            use = asyncio.to_thread(pp.extract, proxy) if how == "touch" else pp.aresolve(proxy)
+            using = asyncio.ensure_future(use)
+            done, _ = await asyncio.wait([using], timeout=0.1)
+            assert not done
+            go_on.set()
+            assert await using == body(2 if replaced else 1)
+            assert self.read(recorder) == replaced
 
     async def test_made_keys_take_no_more_calls(self, recorder):
         """Objects under the library's keys are put and got with one call, as ever."""

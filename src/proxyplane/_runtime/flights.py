@@ -45,6 +45,16 @@ def join(
     return flight
 
 
+def join_under_way(key: Hashable, deliver: Callable[[Any], object]) -> Flight | None:
+    """The flight of `key`, as `join` gives it; None if there is none."""
+    with _process.lock:
+        flight = _process.flights.get(key)
+        if flight is not None:
+            flight.deliveries[deliver] = None
+            flight.interest += 1
+    return flight
+
+
 def in_flight(key: Hashable) -> bool:
     """Whether there is a flight of `key` now."""
     return key in _process.flights

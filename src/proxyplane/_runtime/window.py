@@ -54,9 +54,7 @@ class Interest(weakref.ref[Any]):
         if type(target) is not Ahead:
             proxy.__proxy_accept__(target)
             return proxy
-        factory = proxy.__proxy_factory__
-        before, factory.ahead = factory.ahead, target
-        return proxy, before
+        return proxy, proxy.__proxy_factory__.take_ahead(target)
 
     def leave(self) -> None:
         """Takes back what was started."""
