@@ -20,7 +20,7 @@ from support.soak import SOAK, defended_or_not, recovering, tally, times
 from support.tcp_proxy import TCPProxy
 from support.waiting import until
 
-STEP = 1 if SOAK else 5
+STEP = 1 if SOAK else 9
 SIZE = 300
 
 
@@ -85,7 +85,7 @@ async def test_reset_at_each_byte(proxied, redis_server, monkeypatch, name, dire
     tries = errors = 0
     with admin(redis_server) as client:
         held = connections(client)
-        for after in range(0, length, STEP):
+        for after in range(0, length, STEP if defended else 30):
             key, connector = await fresh_key(), through()
             proxy.cut(direction, after, "reset")
             found = await once(call, connector, direct, key)
@@ -129,7 +129,7 @@ async def test_half_open_undefended(proxied):
 async def test_slow_link(proxied, defended):
     """An object that comes in small pieces is waited for, while there are more of them in time."""
     proxy, through, direct = proxied
-    body = bytes(range(256)) * (2 << 12)
+    body = bytes(range(256)) * (1 << 12)
     key = await direct.put([body])
     connector = through(timeout=1 if defended else 0.01)
     await connector.exists(key)
