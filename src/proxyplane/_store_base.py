@@ -31,7 +31,13 @@ from proxyplane.factory import StoreFactory
 from proxyplane.failures import FAILURES, TOLD, Failure
 
 # For a message: to ask each connector would import its driver.
-DEFERRABLE = ("FileConnector", "LocalConnector", "RedisConnector")
+DEFERRABLE = (
+    "EndpointConnector",
+    "FileConnector",
+    "LocalConnector",
+    "MultiConnector",
+    "RedisConnector",
+)
 
 SerializerLike = Serializer | str | None
 
