@@ -10,6 +10,7 @@ import pytest
 
 from proxyplane.connectors.endpoint import EndpointConnector, client
 from proxyplane.connectors.endpoint.shared import map_memory
+from proxyplane.endpoint.storage import Limits, Storage
 from proxyplane.exceptions import (
     ConnectorUnavailableError,
     KeyExistsError,
@@ -17,6 +18,7 @@ from proxyplane.exceptions import (
     ObjectTooLargeError,
     StoreFullError,
 )
+from proxyplane.testing import cancelled_at
 
 MB = 1_000_000
 
@@ -220,3 +222,53 @@ async def test_no_other_object_is_mapped(at):
     for nonsense in ("", "1", "a b c d", "0 0 0 0", f"{os.getpid()} 0 1 2"):
         assert map_memory(nonsense) is None
     await connector.aclose()
+
+
+@pytest.mark.allow_blocking  # the name of a file that is of no use is removed at once
+@pytest.mark.parametrize("size", [100, 3 * MB])
+async def test_a_put_that_is_cancelled_is_not_there_after_a_restart(tmp_path, size):
+    """Nor is any of its room lost, wherever it is cancelled."""
+    limits = Limits(memory=2 * MB, disk=100 * MB, persist=True)
+    nth, reached = 1, True
+    while reached:
+        storage = Storage(str(tmp_path), limits, lambda key: None)
+        await storage.open()
+
+        async def put(storage=storage):
+            with await storage.begin("key", size) as upload:
+                await upload.write(bytes(size))
+                await storage.commit([upload])
+
+        reached = await cancelled_at(put(), nth)
+        there = storage.find("key") is not None
+        assert storage.disk_used == (size if there else 0)
+        assert len(os.listdir(tmp_path)) == there
+        again = Storage(str(tmp_path), limits, lambda key: None)
+        await again.open()
+        assert (again.find("key") is not None) == there
+        await again.evict(["key"])
+        nth += 1
+    assert there
+
+
+@pytest.mark.allow_blocking
+async def test_who_makes_room_and_is_cancelled_loses_none(tmp_path):
+    """What was to move to a file stays in memory, or has moved."""
+    limits = Limits(memory=1000, disk=MB)
+    nth, reached = 1, True
+    while reached:
+        storage = Storage(str(tmp_path), limits, lambda key: None)
+        await storage.open()
+        with await storage.begin("old", 900) as upload:
+            await upload.write(bytes(900))
+            await storage.commit([upload])
+
+        async def put(storage=storage):
+            with await storage.begin("new", 800):
+                pass
+
+        reached = await cancelled_at(put(), nth)
+        assert storage.memory_used + storage.disk_used == 900
+        assert len(os.listdir(tmp_path)) == (storage.disk_used > 0)
+        await storage.close()
+        nth += 1

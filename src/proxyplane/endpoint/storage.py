@@ -190,8 +190,11 @@ class Storage:
             try:
                 with entry.memory.view() as view:
                     await uncancelled(run_in_worker(_write_file, path, head, view))
-            except OSError as error:
+            except BaseException as error:
                 self.disk_used -= entry.size
+                _remove([path])
+                if not isinstance(error, OSError):
+                    raise
                 log.warning("cannot move an object to a file: %s", error)
                 return False
             if self._entries.get(entry.key) is not entry:  # evicted meanwhile, and counted
@@ -264,7 +267,7 @@ class Storage:
             self.memory_used -= upload.size
         if upload.path is not None:
             self.disk_used -= upload.size
-            _remove([upload.path])
+            _remove([path for path in (upload.path, upload.final) if path])
 
     async def register(self, key: str) -> None:
         """Remembers that the object of a key will come.

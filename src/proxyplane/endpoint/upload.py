@@ -30,6 +30,7 @@ class Upload:
         size: Bytes that are to come.
         memory: Where they go, if to memory.
         path: The file they go to, if to one.
+        final: The name that this file gets when all is written, and may have.
         settled: Whether it is in the table.
     """
 
@@ -40,6 +41,7 @@ class Upload:
         self.size = size
         self.memory = Memory(size) if in_memory else None
         self.path = path
+        self.final: str | None = None
         self.settled = False
         self._storage = storage
         self._received = 0
@@ -87,6 +89,7 @@ class Upload:
         if self._received != self.size:
             raise ConnectorError(f"{self._received} of {self.size} bytes came")
         if self.path is not None:
+            self.final = path  # before: a worker renames it also if this is cancelled
             if self.memory is None:
                 await self._flush(path)
             else:
