@@ -17,10 +17,7 @@ import pytest
 
 import proxyplane as pp
 from proxyplane import sync
-from proxyplane._registry import connector_class
 from proxyplane._store_base import DEFERRABLE
-from proxyplane._store_leases import LEASING
-from proxyplane._store_names import NAMING
 from proxyplane.abc import Buffer, Connector, Frames
 from proxyplane.exceptions import (
     FutureAlreadySet,
@@ -390,17 +387,6 @@ class TestShape:
         store = pp.Store("no futures", NotDeferrable())
         with pytest.raises(NotImplementedError, match=", ".join(DEFERRABLE)):
             await store.future()
-
-    def test_messages_name_all_that_can(self) -> None:
-        """What a message says of the library's connectors is so, and complete."""
-        schemes = ("local", "file", "redis", "multi", "endpoint")
-        ours = {one.__name__: one for one in map(connector_class, schemes)}
-        for named, can in (
-            (DEFERRABLE, lambda one: issubclass(one, pp.DeferrableConnector)),
-            (NAMING, lambda one: hasattr(one, "swap")),
-            (LEASING, lambda one: one.takes_ttl),
-        ):
-            assert sorted(named) == sorted(name for name, one in ours.items() if can(one))
 
 
 class NotDeferrable(Connector):

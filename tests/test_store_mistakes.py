@@ -13,6 +13,10 @@ import pytest
 
 import proxyplane as pp
 from proxyplane import sync
+from proxyplane._registry import connector_class
+from proxyplane._store_base import DEFERRABLE
+from proxyplane._store_leases import LEASING
+from proxyplane._store_names import NAMING
 from proxyplane.exceptions import ConfigError, StoreNotFoundError
 
 
@@ -157,3 +161,15 @@ def test_a_name_that_is_freed() -> None:
         pp.unregister_store("twice")
         with pytest.raises(StoreNotFoundError):
             pp.get_store("twice")
+
+
+def test_messages_name_all_that_can() -> None:
+    """What a message says of the library's connectors is so, and complete."""
+    schemes = ("local", "file", "redis", "multi", "endpoint")
+    ours = {one.__name__: one for one in map(connector_class, schemes)}
+    for named, can in (
+        (DEFERRABLE, lambda one: issubclass(one, pp.DeferrableConnector)),
+        (NAMING, lambda one: hasattr(one, "swap")),
+        (LEASING, lambda one: one.takes_ttl),
+    ):
+        assert sorted(named) == sorted(name for name, one in ours.items() if can(one))
