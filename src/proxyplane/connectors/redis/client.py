@@ -165,13 +165,17 @@ class Client:
         layout = layout_of(was)
         if layout is None:
             return was
-        unlink = command("UNLINK", *layout.names(name))
+        await self._unlink(layout.names(name))
+        return b""
+
+    async def _unlink(self, names: Sequence[bytes]) -> None:
+        """Removes keys that nobody else knows; also if the caller is cancelled."""
+        unlink = command("UNLINK", *names)
         try:
             await self.pool.request(unlink)
         except asyncio.CancelledError:
             self.pool.forget(unlink)  # whether it was sent or not: twice does no harm
             raise
-        return b""
 
     def _remove_replaced(self, name: bytes, slots: Sequence[Slot]) -> None:
         """Removes the parts of an object that was replaced for a caller who is gone."""
@@ -275,12 +279,7 @@ class Client:
             found, rest = what_was_evicted(group, replies[-1])
             there += found
             if rest:
-                unlink = command("UNLINK", *rest)
-                try:
-                    await self.pool.request(unlink)
-                except asyncio.CancelledError:
-                    self.pool.forget(unlink)  # whether it was sent or not: twice does no harm
-                    raise
+                await self._unlink(rest)
         return there
 
     def _remove_left(self, group: Sequence[tuple[bytes, bool]], slots: Sequence[Slot]) -> None:
