@@ -190,18 +190,21 @@ async def test_no_acknowledged_object_is_lost(linked):
     await connector.aclose()
 
 
-async def test_a_slow_peer_holds_up_nobody(internet, linked):
+async def test_a_slow_peer_holds_up_nobody(internet, join):
     """While a large object crawls over the link, small requests get their answers."""
-    near, far = linked
-    connector = EndpointConnector(far.name)
-    large, small = await connector.put([bytes(3 * MB)]), await connector.put([b"small"])
-    internet.slow([*internet.networks][0], "8mbit")
+    near, far = join("--silence", "4")
+    connector, local = EndpointConnector(far.name), EndpointConnector()
+    large, small = await connector.put([bytes(4 * MB)]), await connector.put([b"small"])
+    # With connections that need not be made first, over a link that is full.
+    await asyncio.gather(*(connector.get(small) for _ in range(5)))
+    internet.slow([*internet.networks][0], "2mbit")  # it would take a quarter of a minute
     crawling = asyncio.create_task(connector.get(large))
-    for _ in range(10):
+    for _ in range(3):
         assert bytes(await connector.get(small)) == b"small"
-        local = EndpointConnector()
         assert await local.exists("nothing") is False
-        await local.aclose()
+    await asyncio.sleep(4.5)  # longer than a silence that would be taken for a loss
     assert not crawling.done()
-    assert len(await crawling) == 3 * MB  # though it takes longer than a silence
+    internet.slow([*internet.networks][0], "4gbit")
+    assert len(await crawling) == 4 * MB
     await connector.aclose()
+    await local.aclose()

@@ -238,10 +238,13 @@ class _HttpsLink:
     async def _try(self, connection: Connection) -> bool:
         """Whether the peer admits this connection."""
         try:
-            answer = await connection.request(
-                f"GET {_HELLO} HTTP/1.1\r\nHost: peer\r\n\r\n".encode()
-            )
-            text = await connection.read_rest()
+            head = f"GET {_HELLO} HTTP/1.1\r\nHost: peer\r\n\r\n"
+            async with asyncio.timeout(self._patience):
+                answer = await connection.request(head.encode())
+                text = await connection.read_rest()
+        except TimeoutError:  # which is no refusal
+            connection.abort()
+            raise
         except (OSError, ProtocolError):
             connection.abort()
             return False
@@ -257,10 +260,10 @@ class _HttpsLink:
         connection = await self._dial(self._plain)
         try:
             head = f"POST {_HELLO} HTTP/1.1\r\nHost: peer\r\nContent-Length: "
-            answer = await connection.request(
-                f"{head}{len(self._certificate)}\r\n\r\n".encode(), [memoryview(self._certificate)]
-            )
-            text = await connection.read_rest()
+            head += f"{len(self._certificate)}\r\n\r\n"
+            async with asyncio.timeout(self._patience):
+                answer = await connection.request(head.encode(), [memoryview(self._certificate)])
+                text = await connection.read_rest()
         except ProtocolError as error:
             raise ConnectionError(str(error)) from error
         finally:

@@ -84,7 +84,7 @@ class Channel:
         fields: Mapping[str, str] | None = None,
         size: int = 0,
         body: Body = (),
-        stream: bool = False,
+        stream: float | None = None,
     ) -> AsyncIterator[Answer]:
         """Sends a request and gives the answer, whose body is to be read inside the block.
 
@@ -94,22 +94,25 @@ class Channel:
             fields: More headers.
             size: Bytes of the body.
             body: Its pieces.
-            stream: Whether the answer is one without an end. It takes no place among the others.
+            stream: For an answer without an end: seconds of silence after which it counts as lost.
+                It takes no place among the others.
 
         Raises:
             NotSentError: No connection could be made.
             OSError: The connection was lost; the request may have been served.
             ProtocolError: What came is no answer.
         """
-        version = "1.0" if stream else "1.1"  # in which nobody sends chunks
+        version = "1.1" if stream is None else "1.0"  # in which nobody sends chunks
         head = f"{method} {path} HTTP/{version}\r\nHost: endpoint\r\n"
         for name, value in (fields or {}).items():
             head += f"{name}: {value}\r\n"
         if size or method in ("PUT", "POST"):
             head += f"Content-Length: {size}\r\n"
-        async with contextlib.nullcontext() if stream else self._places:
+        async with self._places if stream is None else contextlib.nullcontext():
             connection = await self._get()
             try:
+                if stream is not None:
+                    connection.be_patient(stream)
                 start = await connection.request(
                     f"{head}{self._fields}\r\n".encode("latin-1"), body, bodiless=method == "HEAD"
                 )

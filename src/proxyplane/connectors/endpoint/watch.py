@@ -127,12 +127,13 @@ class Watch:
         pause = _FIRST_PAUSE
         while self._wanted or self._loop.time() - self._used < IDLE_SECONDS:
             try:
-                async with self._channel.exchange("GET", "/v1/watch", stream=True) as answer:
+                async with self._channel.exchange(
+                    "GET", "/v1/watch", stream=self._silence
+                ) as answer:
                     if answer.status != 200 or answer.size is not None:
                         await self._refused(answer)
                         return
                     connection = answer.connection
-                    connection.be_patient(self._silence)
                     session = (await connection.read_line()).decode("latin-1")
                     self.trouble, pause = None, _FIRST_PAUSE
                     self._unsent = dict.fromkeys(self._wanted, True)
