@@ -13,7 +13,7 @@ from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.exceptions import ConnectorError, ConnectorLostError, PeerUnreachableError
 from support.endpoints import introduce, path_of
 from support.networks import Internet, needs_networks
-from support.soak import recovering, times
+from support.soak import defended_or_not, recovering, times
 from support.waiting import until
 
 pytestmark = needs_networks
@@ -158,9 +158,13 @@ async def test_a_transfer_that_is_cut(internet, linked):
 
 
 @pytest.mark.row("peer killed")
-async def test_no_acknowledged_object_is_lost(linked):
-    """A peer that is killed under puts has, afterwards, every object that was acknowledged."""
-    near, far = linked
+@defended_or_not
+async def test_no_acknowledged_object_is_lost(join, defended):
+    """A peer that is killed under puts has, afterwards, every object that was acknowledged.
+
+    Without --persist it has none of them.
+    """
+    _, far = join("--silence", "2", *(["--persist"] if defended else []))
     connector = EndpointConnector(far.name)
     stored = {}
 
@@ -172,11 +176,12 @@ async def test_no_acknowledged_object_is_lost(linked):
             except ConnectorError:
                 await asyncio.sleep(0.01)
 
-    for _ in range(times("peer killed")):
+    for _ in range(times("peer killed") if defended else 1):
         ended = False
         before = len(stored)
         tasks = [asyncio.create_task(store(number)) for number in range(20)]
         await until(lambda: len(stored) > before + 50)
+        acknowledged = len(stored)
         await asyncio.to_thread(far.end, signal.SIGKILL)
         await asyncio.to_thread(far.start)
         again = len(stored)
@@ -186,7 +191,10 @@ async def test_no_acknowledged_object_is_lost(linked):
         ended = True
         await asyncio.gather(*tasks)
         found = await connector.get_batch(list(stored))
-        assert [bytes(one) for one in found if one is not None] == [*stored.values()]
+        if defended:
+            assert [bytes(one) for one in found if one is not None] == [*stored.values()]
+        else:
+            assert found[:acknowledged] == [None] * acknowledged
     await connector.aclose()
 
 

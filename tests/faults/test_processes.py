@@ -171,7 +171,7 @@ async def test_mixed_work(redis_url, tmp_path, kind, defended):
 
         await work(200)
         before = held()
-        await work(times("mixed work"))
+        await work(times("mixed work") if defended else 300)
         now = held()
         grown = {name: now[name] - before[name] for name in now}
         flat = all(grown[name] <= ROOM[name] for name in grown)

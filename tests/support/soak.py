@@ -252,7 +252,6 @@ ROWS: dict[str, Row] = {
         "kills under puts",
         "lost wrong hung",
         _LOST,
-        "that a file is kept before the answer is the file system's row",
     ),
     "cancellation at every await": Row(
         100,
