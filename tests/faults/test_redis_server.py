@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from proxyplane.connectors.redis import RedisConnector
+from proxyplane.connectors.redis import RedisConnector, waiting
 from proxyplane.exceptions import ConnectorError, ConnectorLostError, StoreFullError
 from support.servers import admin
 from support.soak import SOAK, WAITERS, defended_or_not, recovering, tally, times
@@ -102,6 +102,25 @@ async def test_stopped_under_waiters(own_redis_server, defended):
         await other.evict_batch(names)
     await connector.aclose()
     await other.aclose()
+
+
+@pytest.mark.row("server stopped")
+async def test_stopped_when_a_wait_begins(own_redis_server, monkeypatch, caplog):
+    """Who begins to wait at a server that stands still for longer than one is patient, waits on."""
+    monkeypatch.setattr(waiting, "BACKSTOP_SECONDS", 0.1)
+    monkeypatch.setattr(waiting, "LONGEST_PAUSE", 0.1)
+    server = await asyncio.to_thread(own_redis_server)
+    connector = RedisConnector(server.url)
+    names = [await connector.new_key() for _ in range(50)]
+    server.pause()
+    tasks = [asyncio.create_task(connector.wait(name)) for name in names]
+    await until(lambda: "trying again" in caplog.text or any(task.done() for task in tasks))
+    server.resume()
+    with recovering():
+        for name in names:
+            await connector.set(name, [b"x"])
+        await asyncio.gather(*tasks)
+    await connector.aclose()
 
 
 @pytest.mark.row("maxmemory")

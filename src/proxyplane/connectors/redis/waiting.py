@@ -30,7 +30,7 @@ from typing import Protocol
 
 from redis import exceptions as redis_errors
 
-from proxyplane.connectors.redis.errors import copied, is_passing
+from proxyplane.connectors.redis.errors import copied, is_passing, map_errors
 from proxyplane.connectors.redis.later import WAS_SET
 from proxyplane.connectors.redis.resp import Reply
 from proxyplane.connectors.redis.url import RedisOptions
@@ -211,7 +211,8 @@ class Waiters:
         for interest in self._waiting.values():
             interest.asleep = False
         # What is there already, or gone, needs no subscription.
-        await self._look(list(self._waiting))
+        with map_errors(self._options):  # as `extra` does for what follows
+            await self._look(list(self._waiting))
         if not self._waiting:
             return
         async with self._source.extra() as wire:
