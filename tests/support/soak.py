@@ -262,7 +262,7 @@ ROWS: dict[str, Row] = {
     ),
     "cancellation at random": Row(
         400,
-        20_000,
+        50_000,
         "cancelled commands over a slow link",
         "wrong hung leaked",
         _CANCELS,
