@@ -114,7 +114,7 @@ def held() -> dict[str, int]:
     }
 
 
-ROOM = {"descriptors": 24, "threads": 4, "tasks": 2, "MiB": 60}
+ROOM = {"descriptors": 24, "threads": 40, "tasks": 2, "MiB": 60}
 """What may be more after much work: connections and worker threads that the first round spared."""
 
 
