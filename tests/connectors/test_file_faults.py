@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 import random
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 
@@ -20,12 +17,11 @@ import pytest
 
 from proxyplane.connectors import _file_io
 from proxyplane.connectors._file_dir import (
-    PENDING,
     UNPUBLISHED,
     Directory,
 )
 from proxyplane.connectors._file_errors import translate
-from proxyplane.connectors._file_io import file_name, sweep, write_all
+from proxyplane.connectors._file_io import sweep, write_all
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import (
     ConnectorError,
@@ -447,34 +443,3 @@ def test_fork_during_a_put(tmp_path, anonymous):
         tmp_path / "objects",
         anonymous,
     )
-
-
-@pytest.mark.parametrize("how", ["extend", "put", "set"])
-async def test_the_loop_does_not_wait_for_a_lock(tmp_path, monkeypatch, how):
-    """Of a file that another process has locked, and was stopped: a worker thread waits."""
-    sleep, here = time.sleep, threading.get_ident()
-
-    def not_here(seconds):
-        assert threading.get_ident() != here
-        sleep(seconds)
-
-    monkeypatch.setattr(time, "sleep", not_here)
-    connector = FileConnector(tmp_path)
-    if how == "set":
-        key = await connector.new_key()
-        path = tmp_path / PENDING / key
-    else:
-        key = await connector.put([b"x"], key="key", ttl=0.001 if how == "put" else None)
-        path = tmp_path / file_name(key)
-        await asyncio.sleep(0.01)
-    with open(path, "rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        # It stays locked until this loop gets its turn.
-        asyncio.get_running_loop().call_later(0.05, fcntl.flock, held, fcntl.LOCK_UN)
-        if how == "extend":
-            assert await connector.extend([key], 60) == [True]
-        elif how == "put":
-            await connector.put([b"y"], key=key)
-        else:
-            await connector.set(key, [b"y"])
-    assert await connector.get(key) == (b"x" if how == "extend" else b"y")

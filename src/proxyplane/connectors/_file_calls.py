@@ -137,7 +137,7 @@ class FileCalls:
                     self._publisher.publish(name, bodies, unique=True, check=checking)
                     self._wrote = True
                 else:
-                    with self._swapper.alone():
+                    with self._swapper.alone(wait=wait):
                         self._chosen[key] = self._publisher.publish(
                             file_name(key), bodies, unique=False, check=checking
                         )
@@ -167,6 +167,8 @@ class FileCalls:
         key: str,
         ttl: float | None,
         check: Callable[[], None],
+        *,
+        wait: bool = True,
     ) -> bytes | None:
         self._check_open()
         self._sweep()
@@ -175,10 +177,12 @@ class FileCalls:
             try:
                 if bodies is None:
                     self._registrations.remove(key)
-                    was = self._swapper.take(file_name(key))
+                    was = self._swapper.take(file_name(key), wait=wait)
                     self._chosen.pop(key, None)
                     return was if was is not None or self._missing() else None
-                was, self._chosen[key] = self._swapper.replace(file_name(key), bodies, checking)
+                was, self._chosen[key] = self._swapper.replace(
+                    file_name(key), bodies, checking, wait=wait
+                )
                 self._registrations.remove(key)
                 return was
             except OSError as exc:
@@ -249,11 +253,11 @@ class FileCalls:
         except OSError as exc:
             raise translate(exc, self._directory) from exc
 
-    def _evict_sync(self, key: str) -> bool:
+    def _evict_sync(self, key: str, *, wait: bool = True) -> bool:
         # Also undoes a put whose caller was cancelled, and closed the connector since.
         try:
             self._registrations.remove(key)  # first: from here on no set can succeed
-            with self._swapper.alone():
+            with self._swapper.alone(wait=wait):
                 there = self._leases.unlink(self._path(key), file_name(key))
         except OSError as exc:
             raise translate(exc, self._directory) from exc

@@ -19,10 +19,10 @@ import secrets
 from collections.abc import Callable
 from typing import Literal, overload
 
-from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.progress import telling
 from proxyplane.connectors._file_dir import UNPUBLISHED, Directory
 from proxyplane.connectors._file_leases import Leases
+from proxyplane.connectors._file_unshared import unshared
 from proxyplane.connectors._inline import total
 from proxyplane.exceptions import ConnectorError
 
@@ -61,29 +61,6 @@ def file_name(key: str) -> str:
 def is_library_key(key: str) -> bool:
     """Whether the key has the form of those that the library makes."""
     return _LIBRARY_KEY.fullmatch(key) is not None
-
-
-class Unpublished:
-    """Descriptors of files being written, which a forked child must not keep.
-
-    It would keep the space of an object that is evicted, and the lock that tells a sweep that the
-    writer lives.
-    """
-
-    def __init__(self) -> None:
-        self.descriptors: set[int] = set()
-        on_fork(self)
-
-    def after_fork_in_child(self) -> None:
-        for descriptor in self.descriptors:
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass
-        self.descriptors = set()
-
-
-unpublished = Unpublished()
 
 
 class Publisher:
@@ -165,9 +142,8 @@ class Publisher:
         unique: bool,
         check: Callable[[], int | None],
     ) -> tuple[int, int] | None:
-        flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
-        fd = os.open(self._directory.path, flags, self._directory.file_mode)
-        unpublished.descriptors.add(fd)
+        flags = os.O_WRONLY | os.O_TMPFILE
+        fd = unshared.open(self._directory.path, flags, self._directory.file_mode)
         try:
             self._write(fd, bodies)
             ends = check()
@@ -178,8 +154,7 @@ class Publisher:
                     self._link_anonymous(fd, name)
             return None if unique else identity(os.fstat(fd))
         finally:
-            unpublished.descriptors.discard(fd)
-            os.close(fd)
+            unshared.close(fd)
 
     def _publish_named(
         self,
@@ -199,8 +174,7 @@ class Publisher:
                 os.unlink(temporary)
             except FileNotFoundError:
                 pass
-            unpublished.descriptors.discard(fd)
-            os.close(fd)  # and with it the lock
+            unshared.close(fd)  # and with it the lock
 
     def _link_anonymous(self, fd: int, name: str) -> None:
         # Without a directory descriptor CPython calls link(), which does not follow the
@@ -230,16 +204,15 @@ class Publisher:
         while True:
             # The host is in the name because some network file systems lock for one host only.
             path = os.path.join(folder, f"{os.uname().nodename}.{secrets.token_hex(8)}")
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             try:
-                fd = os.open(path, flags, self._directory.file_mode)
+                fd = unshared.open(path, flags, self._directory.file_mode)
             except FileNotFoundError:
                 try:
                     os.mkdir(folder, 0o700)
                 except FileExistsError:
                     pass
                 continue
-            unpublished.descriptors.add(fd)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
             except OSError:
@@ -247,8 +220,7 @@ class Publisher:
             if os.fstat(fd).st_nlink:
                 return fd, path
             # A sweep came between the open and the lock.
-            unpublished.descriptors.discard(fd)
-            os.close(fd)
+            unshared.close(fd)
 
     def _write(self, fd: int, bodies: list[memoryview]) -> None:
         size = total(bodies)

@@ -28,6 +28,7 @@ from contextlib import contextmanager, suppress
 from proxyplane._ttl import milliseconds
 from proxyplane.abc import Swept
 from proxyplane.connectors._file_dir import LEASES, PENDING, Directory
+from proxyplane.connectors._file_unshared import unshared
 from proxyplane.connectors._file_watch import wake_here
 from proxyplane.connectors._inline import WouldStallError
 
@@ -132,7 +133,7 @@ class Leases:
             OSError: The file system refuses.
         """
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = unshared.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         try:
@@ -150,7 +151,7 @@ class Leases:
             self._write(fd, found, ends)
             return found.st_ino, ends
         finally:
-            os.close(fd)
+            unshared.close(fd)
 
     def unlink(self, path: str, name: str) -> bool:
         """Removes a file; False if there was none, or its lease had ended.
@@ -181,7 +182,7 @@ class Leases:
             OSError: The file system refuses.
         """
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = unshared.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         try:
@@ -193,7 +194,7 @@ class Leases:
                 return None
             return found.st_size if self._take(path, found) else None
         finally:
-            os.close(fd)
+            unshared.close(fd)
 
     def make_way(self, path: str, *, wait: bool = True) -> bool:
         """Whether a file that took a name has a lease that ended; it is removed then.

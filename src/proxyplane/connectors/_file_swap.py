@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator
 
 from proxyplane.abc import RECORD_BYTES
 from proxyplane.connectors._file_dir import LOCK, SWAPPING, Directory
-from proxyplane.connectors._file_io import identity, unpublished, write_all
-from proxyplane.connectors._file_leases import Leases, has_ended, is_leased, lock
+from proxyplane.connectors._file_io import identity, write_all
+from proxyplane.connectors._file_leases import Leases, has_ended, is_leased, lock_or_stall
+from proxyplane.connectors._file_unshared import unshared
+from proxyplane.connectors._inline import WouldStallError
 
 _AT_FDCWD = -100
 _EXCHANGE = 2
@@ -53,7 +55,12 @@ class Swapper:
         self._exchanged = False
 
     def replace(
-        self, name: str, bodies: list[memoryview], check: Callable[[], int | None]
+        self,
+        name: str,
+        bodies: list[memoryview],
+        check: Callable[[], int | None],
+        *,
+        wait: bool = True,
     ) -> tuple[bytes | None, tuple[int, int]]:
         """Publishes a file in the place of another one.
 
@@ -62,11 +69,13 @@ class Swapper:
             bodies: What it holds.
             check: Called when all is written; an error from it changes nothing. Returns when the
                 lease of the file ends, as `_file_leases.deadline` says; None for no lease.
+            wait: Whether one may wait for the lock of somebody else.
 
         Returns:
             The beginning of what was there, or None, and what tells the new file from a later one.
 
         Raises:
+            WouldStallError: Somebody else has a lock, and `wait` is not allowed.
             OSError: It could not be done; nothing is changed.
         """
         target = f"{self._directory.path}/{name}"
@@ -74,18 +83,17 @@ class Swapper:
         try:
             write_all(fd, bodies)
             with self._leases.publishing(fd, name, check()):
-                was = self._publish(name, temporary, target)
+                was = self._publish(name, temporary, target, wait)
             return was, identity(os.fstat(fd))
         finally:
-            unpublished.descriptors.discard(fd)
-            os.close(fd)
+            unshared.close(fd)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
 
-    def _publish(self, name: str, temporary: str, target: str) -> bytes | None:
+    def _publish(self, name: str, temporary: str, target: str, wait: bool) -> bytes | None:
         while self.exchanges:
             try:
-                with _kept(target):
+                with _kept(target, wait):
                     _exchange(temporary, target)
                 self._exchanged = True
                 return self._had(name, temporary)
@@ -105,20 +113,24 @@ class Swapper:
                 if error.errno not in _NO_LINK:
                     raise
                 self.exchanges = False
-        with self.alone():
+        with self.alone(wait=wait):
             was = self._had(name, target)
-            with _kept(target):
+            with _kept(target, wait):
                 os.rename(temporary, target)
             return was
 
-    def take(self, name: str) -> bytes | None:
-        """Removes a file and returns its beginning; None if there is none."""
+    def take(self, name: str, *, wait: bool = True) -> bytes | None:
+        """Removes a file and returns its beginning; None if there is none.
+
+        Raises:
+            WouldStallError: Somebody else has a lock, and `wait` is not allowed.
+        """
         target = f"{self._directory.path}/{name}"
         temporary = self._new_name()
-        with self.alone():
+        with self.alone(wait=wait):
             while True:
                 try:
-                    with _kept(target):
+                    with _kept(target, wait):
                         os.rename(target, temporary)
                     break
                 except FileNotFoundError:
@@ -132,8 +144,12 @@ class Swapper:
                 os.unlink(temporary)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps others from changing what chosen keys hold; nothing where names are exchanged."""
+    def alone(self, *, wait: bool = True) -> Iterator[None]:
+        """Keeps others from changing what chosen keys hold; nothing where names are exchanged.
+
+        Raises:
+            WouldStallError: Somebody else does so now, and `wait` is not allowed.
+        """
         path = os.path.join(self._directory.path, LOCK)
         # Who has exchanged nothing yet cannot know; that file tells of somebody who could not.
         if self.exchanges and (self._exchanged or not os.path.lexists(path)):
@@ -141,16 +157,17 @@ class Swapper:
             return
         mode = self._directory.file_mode
         mode |= (mode & 0o040) >> 1  # who may read may lock
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
-        unpublished.descriptors.add(fd)  # a forked child would keep the lock
+        fd = unshared.open(path, os.O_RDWR | os.O_CREAT, mode)
         try:
-            # Where there are no locks there is nothing better than this.
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise WouldStallError from None
+            except OSError:
+                pass  # where there are no locks there is nothing better than this
             yield
         finally:
-            unpublished.descriptors.discard(fd)
-            os.close(fd)
+            unshared.close(fd)
 
     def _had(self, name: str, path: str) -> bytes | None:
         """The beginning of a file that is replaced or removed; None if its lease had ended."""
@@ -182,13 +199,11 @@ class Swapper:
                 os.unlink(path)
 
     def _open(self) -> tuple[int, str]:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         while True:
             path = self._new_name()
             try:
-                fd = os.open(path, flags, self._directory.file_mode)
-                unpublished.descriptors.add(fd)
-                return fd, path
+                return unshared.open(path, flags, self._directory.file_mode), path
             except FileNotFoundError:
                 self._make_folder()
 
@@ -201,7 +216,7 @@ class Swapper:
 
 
 @contextlib.contextmanager
-def _kept(path: str) -> Iterator[None]:
+def _kept(path: str, wait: bool) -> Iterator[None]:
     """Has no sweep take away, in the block, what is put in the place of a file.
 
     A sweep looks at a file and removes its name in two steps, under a lock on the file.
@@ -209,18 +224,12 @@ def _kept(path: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # there is none, or nobody here may sweep it
             while is_leased(os.lstat(path)):
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                unpublished.descriptors.add(fd)  # a forked child would keep the lock
-                stack.callback(_close, fd)
-                lock(fd)
+                fd = unshared.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                stack.callback(unshared.close, fd)
+                lock_or_stall(fd, wait=wait)
                 if os.fstat(fd).st_nlink:
                     break
         yield
-
-
-def _close(fd: int) -> None:
-    unpublished.descriptors.discard(fd)
-    os.close(fd)
 
 
 def _exchange(one: str, other: str) -> None:

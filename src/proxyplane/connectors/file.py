@@ -213,7 +213,8 @@ class FileConnector(FileCalls, DeferrableConnector):
         if not self._directory.remote:
             found = self._stat_sync(key)
             if found is None or found.st_size <= INLINE_EVICT_BYTES:
-                return self.evict_sync(key)
+                with contextlib.suppress(WouldStallError):
+                    return self._evict_sync(key, wait=False)
         return await run_in_worker(self.evict_sync, key)
 
     async def evict_batch(self, keys: Sequence[str]) -> list[bool]:
@@ -260,10 +261,10 @@ class FileConnector(FileCalls, DeferrableConnector):
             As `put`, but for KeyExistsError.
         """
         bodies = None if frames is None else views(frames)
-        # Where others may hold a lock, the event loop does not wait for it.
-        brief = self._swapper.exchanges and not self._directory.remote
-        if brief and (bodies is None or total(bodies) <= INLINE_BYTES):
-            return self._swap_sync(bodies, key, ttl, go_on)
+        small = bodies is None or total(bodies) <= INLINE_BYTES
+        if small and not self._directory.remote:
+            with contextlib.suppress(WouldStallError):
+                return self._swap_sync(bodies, key, ttl, go_on, wait=False)
         return await swap_in_worker(lambda claim: self._swap_sync(bodies, key, ttl, claim.check))
 
     async def new_key(self, *, ttl: float | None = None) -> str:
