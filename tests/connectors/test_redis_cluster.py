@@ -15,6 +15,7 @@ import pytest
 import proxyplane as pp
 from proxyplane import RedisConnector, Store, sync
 from proxyplane.connectors.redis import parts, transfer, waiting
+from proxyplane.connectors.redis.resp import command
 from proxyplane.exceptions import (
     ConnectorClosedError,
     ConnectorUnavailableError,
@@ -23,7 +24,7 @@ from proxyplane.exceptions import (
 )
 from proxyplane.testing import cancelled_at
 from support.cluster import free_port
-from support.servers import connections
+from support.servers import admin, connections
 from support.waiting import until
 
 MB = 1 << 20
@@ -393,3 +394,21 @@ async def test_a_closed_client_makes_no_more_connections(connector, redis_cluste
     with pytest.raises(ConnectorClosedError):
         await client.exists(unused)
     assert owner not in client.topology.clients
+
+
+async def test_a_node_that_leaves_while_it_is_connected_to(connector, own_redis_server):
+    """The connection is closed with the connector, though the node serves nothing any more."""
+    client = await connector._client()
+    await client.topology.owners()
+    gone = await asyncio.to_thread(own_redis_server)
+    with admin(gone) as watching:
+        await asyncio.to_thread(gone.pause)
+        node = client.topology.client(("127.0.0.1", gone.port))
+        asked = asyncio.create_task(node.pool.request(command("PING")))
+        await asyncio.sleep(0)
+        await client.topology.learn()
+        await asyncio.to_thread(gone.resume)
+        assert await asked == b"PONG"
+        assert connections(watching) == 1
+        await connector.aclose()
+        await until(lambda: connections(watching) == 0)

@@ -209,3 +209,37 @@ def test_two_loops_share_one_store(run, url):
         """,
         url,
     )
+
+
+def test_closed_by_another_thread_while_a_client_is_made():
+    """It is not given out, and is closed: the other thread could not see it."""
+    closed = False
+    made = []
+
+    def check():
+        if closed:
+            raise RuntimeError("closed")
+
+    def make():
+        made.append(Client())
+
+        def close():
+            nonlocal closed
+            closed = True
+            asyncio.run(per_loop.aclose())
+
+        thread = threading.Thread(target=close)
+        thread.start()
+        thread.join()
+        return made[0]
+
+    async def main():
+        with pytest.raises(RuntimeError, match="closed"):
+            await per_loop.get(check)
+        assert made[0].closed
+        with pytest.raises(RuntimeError, match="closed"):
+            await per_loop.get(check)
+        assert len(made) == 1
+
+    per_loop = PerLoop(make, Client.aclose)
+    asyncio.run(main())

@@ -44,8 +44,14 @@ class PerLoop(Generic[C]):
         keep_for_ever(*self._entries.items())
         self._reset()
 
-    async def get(self) -> C:
-        """The client of the running loop."""
+    async def get(self, check: Callable[[], None] = lambda: None) -> C:
+        """The client of the running loop.
+
+        Args:
+            check: Raises if there shall be none any more. It is asked once more when `aclose` can
+                see a new client: another thread may have called that in between.
+        """
+        check()
         loop = asyncio.get_running_loop()
         entry = self._entries.get(loop)
         if entry is not None:
@@ -63,6 +69,14 @@ class PerLoop(Generic[C]):
         # The first step of an async generator registers it with the loop, and a loop that ends
         # (asyncio.run, uvloop) runs the ``finally`` of every generator registered with it.
         await anext(guard)
+        try:
+            check()
+        except BaseException:
+            with self._lock:
+                unseen = self._entries.pop(loop, None) is not None
+            if unseen:
+                await guard.aclose()
+            raise
         return client
 
     async def _guard(

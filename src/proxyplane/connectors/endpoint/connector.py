@@ -385,9 +385,11 @@ class EndpointConnector(DeferrableConnector):
         return make_key(self._keys.new(), size, self.endpoint)
 
     async def _client(self) -> Client:
+        return await self._clients.get(self._check_open)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise ConnectorClosedError(f"the connector of {self._url} was closed")
-        return await self._clients.get()
 
     async def _twice(
         self, operation: Callable[[Client], Awaitable[T]], *, taken_is_mine: bool = False

@@ -422,11 +422,14 @@ class RedisConnector(Shortcut):
         return made(self._options, self._tls)
 
     async def _client(self) -> Client | ClusterClient:
+        if self._options.tls and self._tls is None:
+            self._check_open()
+            self._tls = await load_tls_context(self._options)
+        return await self._clients.get(self._check_open)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise ConnectorClosedError(f"the connector of {self._options.where} was closed")
-        if self._options.tls and self._tls is None:
-            self._tls = await load_tls_context(self._options)
-        return await self._clients.get()
 
     async def _twice(self, operation: Callable[[Client | ClusterClient], Awaitable[T]]) -> T:
         """Does what may safely be done twice, a second time if the connection is lost.

@@ -58,12 +58,6 @@ class Pool:
         self._turn = asyncio.Semaphore(TOGETHER)
         self._closed = False
 
-    @property
-    def unused(self) -> bool:
-        """Whether it has no connection."""
-        shared = self._shared is not None and not self._shared.lost
-        return not (shared or self._busy or any(not wire.lost for wire in self._idle))
-
     async def request(self, data: bytes) -> Reply:
         """Sends one small command on the shared connection and returns its reply.
 

@@ -39,7 +39,8 @@ class Topology:
         make: Makes the client of a node.
 
     Attributes:
-        clients: The client of each node that was asked for something.
+        clients: The client of each node that was asked for something. One of a node that is no
+            more costs little; to drop it might leave a connection that is being made to nobody.
         closed: Whether no further ones are made.
     """
 
@@ -165,9 +166,6 @@ class Topology:
             owners[first : last + 1] = [owner] * (last + 1 - first)
         self._owners = owners
         self._version += 1
-        for address in self.clients.keys() - {*owners, *self._options.seeds}:
-            if self.clients[address].pool.unused:
-                del self.clients[address]
 
 
 def _unreachable(failed: list[ConnectorError]) -> ConnectorUnavailableError:
