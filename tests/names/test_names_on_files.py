@@ -6,9 +6,9 @@ import os
 import threading
 
 import proxyplane as pp
-from proxyplane.connectors import _file_swap
+from proxyplane.connectors import _file_leases
 from proxyplane.connectors._file_io import file_name
-from proxyplane.connectors._file_leases import Leases, lock
+from proxyplane.connectors._file_leases import Leases
 from support.names import no_exchange
 
 
@@ -50,7 +50,7 @@ def test_a_sweep_does_not_take_what_was_put_meanwhile(tmp_path, monkeypatch):
     path = str(tmp_path / file_name("name"))
     os.utime(path, (0, 0))  # ended; but what sweeps in the background knows it not
     assert connector.get_sync("name") is None
-    monkeypatch.setattr(_file_swap, "lock", lambda fd: lock(fd, 60))
+    monkeypatch.setattr(_file_leases, "_LOCK_SECONDS", 60)
     monkeypatch.setattr(Leases, "_take", take_later)
     monkeypatch.setattr(os, "link", watching)
     assert sweeper._leases.remove_ended(path) is not None

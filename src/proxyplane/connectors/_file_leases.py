@@ -393,7 +393,7 @@ def lock_or_stall(fd: int, *, wait: bool) -> None:
         raise WouldStallError
 
 
-def lock(fd: int, seconds: float = _LOCK_SECONDS) -> int:
+def lock(fd: int, seconds: float) -> int:
     """Locks a file until its descriptor is closed, or is not able to in so many seconds."""
     until = time.monotonic() + seconds
     while True:
