@@ -95,11 +95,14 @@ def test_fork_while_a_lease_is_extended(tmp_path):
         extending.start()
         locked.wait()
         end_child, child_ends = os.pipe()
+        begun, begins = os.pipe()
         child = os.fork()
         if not child:
             os.close(child_ends)
+            os.write(begins, b"x")
             os.read(end_child, 1)
             os._exit(0)
+        os.read(begun, 1)
         go_on.set()
         extending.join()
         try:
