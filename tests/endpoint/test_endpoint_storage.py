@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -272,3 +273,31 @@ async def test_who_makes_room_and_is_cancelled_loses_none(tmp_path):
         assert len(os.listdir(tmp_path)) == (storage.disk_used > 0)
         await storage.close()
         nth += 1
+
+
+@pytest.mark.allow_blocking
+async def test_a_registration_that_is_cancelled_or_made_twice(tmp_path):
+    """Wherever it is cancelled, memory and files agree, and the key can be registered again."""
+    limits = Limits(memory=MB, disk=MB, persist=True)
+    nth, reached = 1, True
+    while reached:
+        storage = Storage(str(tmp_path), limits, lambda key: None)
+        await storage.open()
+        reached = await cancelled_at(storage.register("key"), nth)
+        assert len(os.listdir(tmp_path)) == storage.is_awaited("key")
+        await asyncio.gather(*(storage.register("key") for _ in range(3)))
+        again = Storage(str(tmp_path), limits, lambda key: None)
+        await again.open()
+        assert again.is_awaited("key")
+        await again.evict(["key"])
+        assert os.listdir(tmp_path) == []
+        nth += 1
+
+
+@pytest.mark.allow_blocking
+async def test_registered_by_several_at_once(tmp_path):
+    """All of them have registered it."""
+    storage = Storage(str(tmp_path), Limits(memory=MB, disk=MB, persist=True), lambda key: None)
+    await storage.open()
+    await asyncio.gather(*(storage.register("key") for _ in range(3)))
+    assert storage.is_awaited("key")

@@ -278,8 +278,13 @@ class Storage:
         if key in self._later:
             return
         self.check_free(key)
+        # To the end also when cancelled: a file that nobody knows of would come back one day.
+        await uncancelled(self._note_later(key))
+
+    async def _note_later(self, key: str) -> None:
         if self.limits.persist:
-            await run_in_worker(_write_file, self._later_path(key), write_head(key, LATER), b"")
+            with contextlib.suppress(FileExistsError):  # two who register it at the same time
+                await run_in_worker(_write_file, self._later_path(key), write_head(key, LATER), b"")
         self._later.add(key)
 
     # -- what goes ----------------------------------------------------------------------------
