@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.soak import ROWS
+from support.soak import ROWS, counted
 
 TESTS = Path(__file__).parent
 
@@ -29,3 +29,9 @@ def test_every_row_is_covered():
             tests, without = (int(count.split()[0]) for count in counts.split(", "))
             told[name] = tests > 0, without > 0
     assert told == {name: (True, not row.no_defence) for name, row in ROWS.items()}
+
+
+def test_counts_read_well():
+    """One of a thing is told in the singular, more of it in the plural."""
+    assert counted("peer killed", 1) == "1 kill under puts"
+    assert counted("peer killed", 2_000) == "2,000 kills under puts"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support.soak import ROWS, SOAK, tally, times
+from support.soak import ROWS, SOAK, counted, tally, times
 
 SLOWEST = "slowest, seconds"
 """The property in which a test records how long the slowest of what it tried took."""
@@ -112,11 +112,12 @@ class Line:
         looks = row.looks.split()
         # A test that finds one lost, wrong, hung or leaked fails, and says which of them.
         found = [("0" if not self.failed else "see below") if c in looks else "" for c in COLUMNS]
-        without = f"{self.undefended} fail, as they must" if self.undefended else "–"
+        fail = "fails, as it must" if self.undefended == 1 else "fail, as they must"
+        without = f"{self.undefended} {fail}" if self.undefended else "–"
         notes = "; ".join(dict.fromkeys(self.notes))
         return (
             name,
-            f"{self.tries:,} {row.unit}",
+            counted(name, self.tries),
             *found,
             _percentiles(self.recovered),
             "FAILED" if self.failed else without,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -28,7 +29,7 @@ class Row(NamedTuple):
     Attributes:
         ordinary: How often it is brought about in the ordinary run, by each test.
         soak: How often in the soak.
-        unit: What is counted.
+        unit: What is counted, for one; its first word gets an "s" for more (`counted`).
         looks: Which of "lost", "wrong", "hung" and "leaked" its tests look for.
         anchor: What others promise or do there.
         no_defence: Why no test of it has a defence to switch off; else empty.
@@ -54,14 +55,14 @@ ROWS: dict[str, Row] = {
     "server killed": Row(
         1,
         10,
-        "restarts under 5,000 waiters",
+        "restart under 5,000 waiters",
         "lost hung",
         "redis-py subscribes again in silence: 16 of 16 messages lost",
     ),
     "server killed in a transfer": Row(
         1,
         10,
-        "kills",
+        "kill",
         "lost wrong hung",
         "redis-py may send a command twice (10 retries)",
         "a lost connection is an error of the system's, whoever reads it",
@@ -69,53 +70,53 @@ ROWS: dict[str, Row] = {
     "server killed, its log kept": Row(
         2,
         30,
-        "kills under puts",
+        "kill under puts",
         "lost wrong hung",
         _LOST,
     ),
     "server stopped": Row(
         1,
         5,
-        "SIGSTOPs under 5,000 waiters, for 6 s in the soak",
+        "SIGSTOP under 5,000 waiters, for 6 s in the soak",
         "lost wrong hung",
         "redis-py 8.1: TimeoutError after 5 s",
     ),
     "reset at each byte": Row(
         1,
         1,
-        "resets of handshakes, requests, replies",
+        "reset of a handshake, a request or a reply",
         "lost wrong hung leaked",
         "redis-py repeats whatever it sent, also what it must not",
     ),
     "half-open link": Row(
         1,
         5,
-        "times",
+        "link",
         "hung wrong",
         "redis-py 8.1: TimeoutError after 5 s",
     ),
     "slow link": Row(
         1,
         3,
-        "times",
+        "link",
         "lost hung",
         "redis-py's socket_timeout is for each step, as ours",
     ),
     "maxmemory": Row(
         1,
         3,
-        "fillings under 8 policies",
+        "filling under one of 8 policies",
         "lost wrong",
         "redis-py tells nothing: 7 of 20 acknowledged values dropped under allkeys-lru",
     ),
     "cluster node killed": Row(
-        1, 3, "kills", "lost wrong hung", _LOST, "what a node does not have, no client can read"
+        1, 3, "kill", "lost wrong hung", _LOST, "what a node does not have, no client can read"
     ),
-    "subscription killed": Row(20, 500, "kills", "lost hung", _POLLS),
+    "subscription killed": Row(20, 500, "kill", "lost hung", _POLLS),
     "output buffer overrun": Row(
         1,
         20,
-        "overruns under 2,000 waiters",
+        "overrun under 2,000 waiters",
         "lost hung",
         "redis-py: 44 of 200 messages came, and no error",
     ),
@@ -123,14 +124,14 @@ ROWS: dict[str, Row] = {
     "set racing wait": Row(
         2_000,
         50_000,
-        "races",
+        "race",
         "lost hung",
         "a look before subscribing with redis-py lost 4 of 60; ProxyStore asks once a second",
     ),
     "set racing set": Row(
         300,
         5_000,
-        "races",
+        "race",
         "wrong",
         "ProxyStore's second result replaces the first",
         "that of two at once one succeeds is the file system's, server's or interpreter's work",
@@ -138,50 +139,50 @@ ROWS: dict[str, Row] = {
     "set racing evict": Row(
         300,
         10_000,
-        "races",
+        "race",
         "wrong hung",
         "–",
         "as for two sets",
     ),
     "setter killed": Row(
-        1, 20, "kills", "lost hung", "Ray: OwnerDiedError; ProxyStore asks once a second, on and on"
+        1, 20, "kill", "lost hung", "Ray: OwnerDiedError; ProxyStore asks once a second, on and on"
     ),
-    "writer killed": Row(6, 500, "SIGKILLs over files", "wrong leaked", _TORN),
+    "writer killed": Row(6, 500, "SIGKILL under puts of files", "wrong leaked", _TORN),
     "disk full": Row(
         1,
         10,
-        "times",
+        "filling",
         "wrong leaked",
         "proxystore#704: 2.1 GB of a larger object were stored, without an error",
     ),
     "input/output error": Row(
-        1, 10, "injected", "wrong leaked", "ProxyStore: a bare OSError, and the file stays"
+        1, 10, "error injected", "wrong leaked", "ProxyStore: a bare OSError, and the file stays"
     ),
     "bytes damaged": Row(
         1,
         1,
-        "and more: flips, cuts and extensions at every byte, and random ones",
+        "change at any byte: one flipped, cut off there, more added",
         "wrong",
         _CHECKS,
     ),
     "hostile pickle": Row(
         1,
         1,
-        "ways in",
+        "way in",
         "wrong",
         "Ray, Dask and ProxyStore run it: trust the network",
     ),
     "directory replaced": Row(
         1,
         20,
-        "replacements under 5,000 waiters",
+        "replacement under 5,000 waiters",
         "lost hung",
         "ProxyStore asks once a second",
     ),
     "directory gone": Row(
         1,
         10,
-        "removals and unmounts",
+        "removal by rm or umount",
         "hung",
         "ProxyStore asks once a second",
         "the kernel tells those who watch; that replaced ones are noticed is a row of its own",
@@ -189,59 +190,57 @@ ROWS: dict[str, Row] = {
     "inotify overflow": Row(
         1,
         20,
-        "overflows under 5,000 waiters",
+        "overflow under 5,000 waiters",
         "lost hung",
         "inotify itself delivers 16,385 of 27,000 events and one mark",
     ),
-    "inotify limits": Row(1, 5, "times", "lost hung", "ProxyStore asks once a second"),
-    "fork while fetching": Row(15, 300, "forks", "hung wrong", _FORKS),
-    "fork while waiting": Row(2, 50, "forks", "hung wrong", _FORKS),
-    "fork in any state": Row(1, 5, "forks", "hung wrong leaked", _FORKS),
-    "exit while waiting": Row(
-        1, 10, "exits", "hung", "Dask's and Ray's clients are closed at exit"
-    ),
-    "exit in any state": Row(1, 5, "exits", "hung", "Dask's and Ray's clients are closed at exit"),
+    "inotify limits": Row(1, 5, "limit met", "lost hung", "ProxyStore asks once a second"),
+    "fork while fetching": Row(15, 300, "fork", "hung wrong", _FORKS),
+    "fork while waiting": Row(2, 50, "fork", "hung wrong", _FORKS),
+    "fork in any state": Row(1, 5, "fork", "hung wrong leaked", _FORKS),
+    "exit while waiting": Row(1, 10, "exit", "hung", "Dask's and Ray's clients are closed at exit"),
+    "exit in any state": Row(1, 5, "exit", "hung", "Dask's and Ray's clients are closed at exit"),
     "interrupt while waiting": Row(
         1,
         20,
-        "interrupts",
+        "interrupt",
         "hung leaked",
         "fsspec returns None from what was cancelled",
     ),
     "loop closed under a client": Row(
         1,
         20,
-        "loops",
+        "loop",
         "hung leaked",
         "redis-py: the second asyncio.run on one client fails",
     ),
     "store closed under waiters": Row(
         1,
         20,
-        "closes under 5,000 waiters",
+        "close under up to 5,000 waiters",
         "hung leaked",
         "–",
     ),
     "loops and threads": Row(
         1,
         5,
-        "times up to 50 threads with a loop each",
+        "run of up to 50 threads with a loop each",
         "wrong hung leaked",
         "a client of redis-py belongs to one loop",
     ),
     "peer link cut": Row(
         1,
         10,
-        "cuts under 1,000 waiters",
+        "cut under 1,000 waiters",
         "lost hung",
         "–",
         "what the peers keep for each other is what is tested; there is no switch",
     ),
-    "peer link half open": Row(1, 5, "times", "hung", "–"),
+    "peer link half open": Row(1, 5, "link", "hung", "–"),
     "peer of a wrong identity": Row(
         1,
         3,
-        "times",
+        "attempt to get in",
         "wrong",
         "–",
         "certificates are compared by the library that does TLS",
@@ -249,32 +248,38 @@ ROWS: dict[str, Row] = {
     "peer killed": Row(
         1,
         10,
-        "kills under puts",
+        "kill under puts",
         "lost wrong hung",
         _LOST,
     ),
     "cancellation at every await": Row(
         100,
         5_000,
-        "at random, after each in turn",
+        "cancellation, at random and after each await in turn",
         "lost wrong hung leaked",
         _CANCELS,
     ),
     "cancellation at random": Row(
         400,
         50_000,
-        "cancelled commands over a slow link",
+        "command cancelled over a slow link",
         "wrong hung leaked",
         _CANCELS,
     ),
     "mixed work": Row(
         300,
         200_000,
-        "operations of 20 tasks",
+        "operation of 20 tasks",
         "lost wrong hung leaked",
         "–",
     ),
 }
+
+
+def counted(row: str, count: int) -> str:
+    """A count of what a row counts, in words."""
+    first, rest = re.match(r"(\w+)(.*)", ROWS[row].unit).groups()
+    return f"{count:,} {first}{'' if count == 1 else 's'}{rest}"
 
 
 def times(row: str) -> int:
