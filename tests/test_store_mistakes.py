@@ -45,6 +45,15 @@ def test_a_key_that_is_no_string(store: sync.Store, call: Callable[[Any], Any]) 
         call(store)
 
 
+async def test_a_key_that_was_not_awaited() -> None:
+    """A coroutine where a key is expected: the error asks for the missing `await`."""
+    async with pp.Store("not awaited", pp.LocalConnector()) as store:
+        coroutine = store.put(1)
+        with pytest.raises(TypeError, match="is an `await` missing"):
+            await store.get(coroutine)  # type: ignore[arg-type]
+        assert await store.get(await coroutine) == 1
+
+
 @pytest.mark.parametrize("name", ["get_batch", "evict_batch"])
 def test_one_key_where_many_are_expected(store: sync.Store, name: str) -> None:
     """A string is not taken for a list of keys of one letter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Sequence
 
 from proxyplane import serialization
@@ -12,7 +13,8 @@ from proxyplane.exceptions import NonProxiableTypeError
 def require_key(key: object) -> None:
     """Raises TypeError for what is no key."""
     if not isinstance(key, str):
-        raise TypeError(f"a key is a string, not {type(key).__name__}: {key!r}")
+        forgotten = "; is an `await` missing?" if inspect.isawaitable(key) else ""
+        raise TypeError(f"a key is a string, not {type(key).__name__}: {key!r}{forgotten}")
 
 
 def require_keys(keys: Sequence[str]) -> list[str]:
