@@ -113,6 +113,20 @@ async def test_nothing_shows_it(guarded, named, caplog, monkeypatch):
     assert [] == [text for text in texts if SECRET in text]
 
 
+async def test_a_login_logs_nothing(guarded, named, caplog):
+    """Whoever logs in with a password, from a loop or without one, finds no word of it in the log.
+
+    redis-py warns of each connection whose credentials are asked for in the old way.
+    """
+    caplog.set_level(logging.INFO)
+    named(SECRET)
+    connector = RedisConnector(guarded.url, **named.option)
+    key = await connector.put([b"x"])
+    assert await asyncio.to_thread(connector.get_sync, key) == b"x"
+    assert caplog.text == ""
+    await connector.aclose()
+
+
 async def test_nothing_pickles_it(guarded, named):
     """What travels, and what is stored, holds neither the password nor the signing key."""
     named(SECRET)

@@ -13,8 +13,7 @@ import random
 import pytest
 
 from proxyplane.connectors.redis import RedisConnector, waiting
-from proxyplane.connectors.redis.client import Client
-from proxyplane.connectors.redis.later import WAS_SET, record_name
+from proxyplane.connectors.redis.later import WAS_SET
 from proxyplane.exceptions import (
     ConnectorError,
     ConnectorLostError,
@@ -22,6 +21,7 @@ from proxyplane.exceptions import (
     KeyExistsError,
     ObjectLostError,
 )
+from support.redis_waiting import all_woken, asleep, blind, register, set_at_once, start_waiting
 from support.servers import admin
 from support.soak import WAITERS, defended_or_not, recovering, times
 from support.tcp_proxy import TCPProxy
@@ -36,57 +36,6 @@ def _times(monkeypatch):
     """Nothing is woken by the backstop, unless the test is about it."""
     monkeypatch.setattr(waiting, "BACKSTOP_SECONDS", NEVER)
     monkeypatch.setattr(waiting, "LONGEST_PAUSE", 0.1)
-
-
-async def start_waiting(connector, names, **kwargs):
-    """Tasks that wait, when all of them are asleep."""
-    tasks = [asyncio.create_task(connector.wait(name, **kwargs)) for name in names]
-    await asleep(connector)
-    return tasks
-
-
-async def asleep(connector):
-    """Returns when all waiters have been looked at since the subscription was acknowledged."""
-    await asyncio.sleep(0)
-    waiters = (await connector._client()).waiters
-    await until(lambda: all(one.asleep for one in waiters._waiting.values()))
-
-
-async def register(connector, count):
-    return await asyncio.gather(*(connector.new_key() for _ in range(count)))
-
-
-def blind(monkeypatch):
-    """Switches off looking: whoever is looked at is taken to be still waiting."""
-
-    async def look_up(pool, names):
-        return [(False, True)] * len(names)
-
-    monkeypatch.setattr(Client, "look_up", look_up)
-
-
-def set_at_once(server, connector, names):
-    """Sets many keys in one transaction, which the server does before it sends any message."""
-    with admin(server) as client, client.pipeline(transaction=True) as pipe:
-        for name in names:
-            name = connector._name(name)
-            pipe.set(record_name(name), b"x", xx=True)
-            pipe.renamenx(record_name(name), name)
-            pipe.publish(name, WAS_SET)
-        pipe.execute()
-
-
-async def all_woken(tasks, defended):
-    """Every task returns; without the defence some stay asleep, and are cancelled here."""
-    if defended:
-        with recovering():
-            assert [None] * len(tasks) == await asyncio.gather(*tasks)
-        return
-    _, asleep = await asyncio.wait(tasks, timeout=1)
-    assert asleep, "nothing was lost: the test does not test the defence"
-    for task in asleep:
-        task.cancel()
-    await asyncio.wait(asleep)
 
 
 @pytest.mark.row("set racing wait")

@@ -20,22 +20,28 @@ class TCPProxy:
     Attributes:
         port: Where it listens.
         delay: Seconds that each chunk waits.
+        piece: Bytes of a chunk, at most.
         refuses: Whether new connections are ended at once.
         cut: After how many bytes in a direction, counted over all connections since it was set,
             what happens: "close" ends the connection, "reset" does so with a RST, "stall" forwards
             nothing more in either direction and says nothing (half-open). It happens once.
         accepted: Connections so far.
+        cuts: Faults at a byte so far.
         forwarded: Bytes so far, in each direction.
+        newest: The same, of the connection that was accepted last.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._target = (host, port)
         self.port = 0
         self.delay = 0.0
+        self.piece = 1 << 16
         self.refuses = False
-        self.accepted = 0
+        self.accepted = self.cuts = 0
         self.forwarded = {"up": 0, "down": 0}
+        self.newest: dict[Direction, int] = {"up": 0, "down": 0}
         self._cut: tuple[Direction, int, Fault] | None = None
+        self._cut_later: tuple[int, tuple[Direction, int, Fault]] | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -43,6 +49,10 @@ class TCPProxy:
     def cut(self, direction: Direction, after: int, fault: Fault) -> None:
         """Cuts the connection that carries the byte `after`, counted from now."""
         self._cut = (direction, self.forwarded[direction] + after, fault)
+
+    def cut_later(self, nth: int, direction: Direction, after: int, fault: Fault) -> None:
+        """Cuts the connection that is accepted `nth` from now, at its byte `after`."""
+        self._cut_later = self.accepted + nth, (direction, after, fault)
 
     def reset_all(self) -> None:
         """Resets every open connection."""
@@ -80,6 +90,9 @@ class TCPProxy:
             writer.transport.abort()
             return
         link = _Link(writer, up_writer)
+        if self._cut_later is not None and self._cut_later[0] == self.accepted:
+            link.cut, self._cut_later = self._cut_later[1], None
+        self.newest = link.forwarded
         self._links.add(link)
         pumps = [
             asyncio.create_task(self._pump("up", link, reader, up_writer)),
@@ -101,28 +114,35 @@ class TCPProxy:
         writer: asyncio.StreamWriter,
     ) -> None:
         try:
-            while chunk := await reader.read(1 << 16):
+            while chunk := await reader.read(self.piece):
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                chunk, fault = self._take(direction, chunk)
+                if link.stalled:
+                    await asyncio.Event().wait()
+                chunk, fault = self._take(direction, link, chunk)
                 writer.write(chunk)
                 await writer.drain()
                 if fault is not None:
                     link.end(fault)
-                if link.stalled:
-                    await asyncio.Event().wait()
         except OSError:
             pass
         link.end("close")
 
-    def _take(self, direction: Direction, chunk: bytes) -> tuple[bytes, Fault | None]:
+    def _take(self, direction: Direction, link: _Link, chunk: bytes) -> tuple[bytes, Fault | None]:
         fault = None
         if self._cut is not None and self._cut[0] == direction:
             left = self._cut[1] - self.forwarded[direction]
             if left <= len(chunk):
                 chunk, fault = chunk[: max(left, 0)], self._cut[2]
                 self._cut = None
+        if link.cut is not None and link.cut[0] == direction:
+            left = link.cut[1] - link.forwarded[direction]
+            if left <= len(chunk):
+                chunk, fault = chunk[: max(left, 0)], link.cut[2]
+                link.cut = None
+        self.cuts += fault is not None
         self.forwarded[direction] += len(chunk)
+        link.forwarded[direction] += len(chunk)
         return chunk, fault
 
 
@@ -132,6 +152,8 @@ class _Link:
     def __init__(self, *writers: asyncio.StreamWriter) -> None:
         self._writers = writers
         self.stalled = False
+        self.cut: tuple[Direction, int, Fault] | None = None
+        self.forwarded: dict[Direction, int] = {"up": 0, "down": 0}
 
     def end(self, fault: Fault) -> None:
         if fault == "stall":

@@ -158,6 +158,10 @@ class _Login(CredentialProvider):
             return (self._password.text(),)
         return self._username, self._password.text()
 
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """The same; redis-py's own logs a warning for each connection."""
+        return self.get_credentials()
+
 
 async def _password_of(options: RedisOptions) -> Secret | None:
     """The password, read now.

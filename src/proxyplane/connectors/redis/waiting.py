@@ -97,6 +97,7 @@ class Waiters:
         self._options = options
         self._waiting: dict[bytes, _Interest] = {}
         self._fresh: dict[bytes, None] = {}  # to be subscribed and looked at; ordered
+        self._round = 0  # how many of these are left of those that the backstop put there
         self._subscribed: set[bytes] = set()  # acknowledged, on the present connection
         self._stir = asyncio.Event()  # something of the state changed
         self._task: asyncio.Task[None] | None = None
@@ -223,18 +224,22 @@ class Waiters:
     async def _follow(self, wire: Wire) -> None:
         loop = asyncio.get_running_loop()
         self._fresh = dict.fromkeys(self._waiting)
+        self._round = len(self._fresh)
         due = loop.time() + BACKSTOP_SECONDS
         while self._waiting or await self._linger():
             wire.check()
-            left = due - loop.time()
-            if left <= 0:
+            late = due <= loop.time()
+            if late and self._round <= 0:
                 self._prepare_backstop(wire)
+            if late or self._round > 0:
+                # Counted from the end of a round: one may take longer, on a slow link or with
+                # many waiters, and the last of them must have their turn.
                 due = loop.time() + BACKSTOP_SECONDS
-            elif self._fresh:
+            if self._fresh:
                 await self._subscribe_and_look(wire)
                 self._reached()
             else:
-                await self._nap(left)
+                await self._nap(due - loop.time())
 
     async def _linger(self) -> bool:
         """Whether somebody comes soon."""
@@ -249,7 +254,8 @@ class Waiters:
         self._stir.clear()
 
     def _prepare_backstop(self, wire: Wire) -> None:
-        self._fresh = dict.fromkeys(self._waiting)
+        self._fresh |= dict.fromkeys(self._waiting)
+        self._round = len(self._fresh)
         # To subscribe once more is acknowledged too, by a connection that is alive.
         self._subscribed.discard(next(iter(self._waiting), b""))
         if idle := self._subscribed - self._waiting.keys():
@@ -260,6 +266,7 @@ class Waiters:
         batch = list(itertools.islice(self._fresh, BATCH))
         for name in batch:
             del self._fresh[name]
+        self._round -= len(batch)
         new = {name for name in batch if name in self._waiting} - self._subscribed
         if new:
             wire.tell("SUBSCRIBE", *new)
