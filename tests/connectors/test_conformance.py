@@ -22,6 +22,8 @@ from proxyplane.testing import ConnectorTests, CoroutinesOnly
 from support.names import no_exchange
 from support.waiting import LONG
 
+pytestmark = pytest.mark.usefixtures("soon_in_vain")
+
 _numbers = itertools.count()
 
 

@@ -18,6 +18,8 @@ from proxyplane.connectors.multi import MultiConnector, Policy
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.testing import ConnectorTests
 
+pytestmark = pytest.mark.usefixtures("soon_in_vain")
+
 SMALL = 1000
 _numbers = itertools.count()
 

@@ -1,4 +1,7 @@
-"""The media on which one can wait, each with its own way to look behind the connector's back."""
+"""The media on which one can wait, each with its own way to look behind the connector's back.
+
+And `soon_in_vain`, for those who wait for what never comes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import os
 
 import pytest
 
-from proxyplane.connectors import _file_watch
+from proxyplane.connectors import _file_leases, _file_watch, _sweeping
 from proxyplane.connectors._file_dir import PENDING
 from proxyplane.connectors.file import FileConnector
 from proxyplane.connectors.local import LocalConnector
@@ -258,3 +261,23 @@ def crossing(request):
     """Each of those that reach other processes."""
     with _medium(request) as medium:
         yield medium
+
+
+@pytest.fixture(scope="module")
+def _swept_often():
+    # For the whole module: a sweeper that is asleep sleeps on.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sweeping, "INTERVAL_SECONDS", 0.2)
+        yield
+
+
+@pytest.fixture
+def soon_in_vain(_swept_often, request, monkeypatch):
+    """Who waits for what its lease has ended for learns that soon, and not after seconds.
+
+    Only in the tests of that: where something does come, nobody may owe it to a look.
+    """
+    if request.node.originalname == "test_a_registration_ends_with_its_lease":
+        monkeypatch.setattr(redis_waiting, "BACKSTOP_SECONDS", 0.2)
+        monkeypatch.setattr(_file_watch, "LOOK_SECONDS", 0.2)
+        monkeypatch.setattr(_file_leases, "_BUCKET_SECONDS", 1)
