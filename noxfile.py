@@ -29,6 +29,11 @@ PROBE = (
     "print(getattr(sys, '_base_executable', '') or sys.executable)"
 )
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Most of the time a test waits: for a lease to end, a slow link, a process. So two tests for each
+# core; not more than sixteen, since each worker collects all tests and starts servers of its own.
+# Those that measure how long it takes until all is well again get a core each.
+AT_ONCE = ("-n", str(max(CORES, min(2 * CORES, 16))), "--dist", "worksteal")
 
 
 def candidates(version: str) -> list[str]:
@@ -132,6 +137,8 @@ def install_wheel(session: nox.Session) -> dict[str, str | None]:
         "PYTHONPATH": None,
         "PYTHONWARNINGS": None,
         "PYTEST_ADDOPTS": None,
+        # Workers and processes of the tests, hundreds, need not compile again what another one has.
+        "PYTHONDONTWRITEBYTECODE": None,
     }
     where = session.run(
         "python",
@@ -158,7 +165,7 @@ def run_tests(session: nox.Session, version: str) -> None:
         old.unlink(missing_ok=True)
     session.run(
         *("python", "-m", "pytest", f"--junitxml={result}"),
-        *("-n", "logical", "--dist", "worksteal"),
+        *AT_ONCE,
         *session.posargs,
         env=environment,
         success_codes=[0, 1],
