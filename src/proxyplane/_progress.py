@@ -31,22 +31,25 @@ class Told(Operation[R]):
         operation: The operation.
         progress: The function.
         undo: Makes the operation that takes back what was done, from the reply to its I/O; for
-            when it has succeeded, but the function failed.
+            when it has succeeded, but its caller was cancelled, or the function failed.
+        undo_later: Has the same done behind the caller's back, if he cannot wait for it.
     """
 
-    __slots__ = ("_last", "_meter", "_of", "_progress", "_undo")
+    __slots__ = ("_last", "_meter", "_of", "_progress", "_undo", "_undo_later")
 
     def __init__(
         self,
         operation: Operation[R],
         progress: Progress,
         undo: Callable[[Any], Operation[Any]] | None = None,
+        undo_later: Callable[[Any], object] | None = None,
     ) -> None:
         if not callable(progress):
             raise TypeError(f"progress= is a function of two numbers, not {progress!r}")
         self._of = operation
         self._progress = progress
         self._undo = undo
+        self._undo_later = undo_later
         self._meter = Meter()
         self._last = (-1, -1)
 
@@ -83,16 +86,34 @@ class Told(Operation[R]):
                 self._look()
         except BaseException:
             task.cancel()
-            await asyncio.wait({task})
+            try:
+                await asyncio.wait({task})
+            except BaseException:  # cancelled once more, and it may still succeed
+                task.add_done_callback(self._ended_in_vain)
+                raise
             if not task.cancelled() and task.exception() is None:  # it had succeeded at that moment
                 await self._take_back(task.result())
             raise
         return task.result()
 
+    def _ended_in_vain(self, task: asyncio.Future[Any]) -> None:
+        if self._undo_later is not None and not task.cancelled() and task.exception() is None:
+            self._undo_later(task.result())
+
     async def _take_back(self, reply: Any) -> None:
         if self._undo is not None:
-            with contextlib.suppress(ProxyPlaneError):  # what the function raised says more
-                await asyncio.shield(asyncio.ensure_future(self._undo(reply).perform()))
+            with self._later_unless_done(reply):
+                await self._undo(reply).perform()
+
+    @contextlib.contextmanager
+    def _later_unless_done(self, reply: Any) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if self._undo_later is not None:
+                self._undo_later(reply)
+            if not isinstance(error, ProxyPlaneError):  # what the function raised says more
+                raise
 
     def perform_blocking(self, policy: OnBlocking | None) -> R:
         """Performs it and blocks the calling thread until it is done."""
@@ -120,7 +141,7 @@ class Told(Operation[R]):
             self._end(replies[0])
         except BaseException:
             if replies and self._undo is not None:
-                with contextlib.suppress(ProxyPlaneError):  # as in `_take_back`
+                with self._later_unless_done(replies[0]):
                     self._undo(replies[0]).work()
             raise
         return result

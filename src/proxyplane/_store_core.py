@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from proxyplane._evictions import evict_later
 from proxyplane._operations import Operation
 from proxyplane._progress import Told
 from proxyplane._runtime.progress import Progress
@@ -25,7 +26,14 @@ class StoreCore(StorePuts, StoreGets, StoreFutures):
         Args:
             operation: A put or a get.
             progress: The user's function.
-            made: Whether it makes a key, which nobody knows if the function raises in the end.
+            made: Whether it makes a key, which nobody knows if the caller is cancelled in
+                the end, or the function raises.
         """
-        undo = (lambda key: self.evicting(str(key))) if made else None
-        return Told(operation, progress, undo)
+        if not made:
+            return Told(operation, progress)
+        return Told(
+            operation,
+            progress,
+            lambda key: self.evicting(str(key)),
+            lambda key: evict_later(self.factory(str(key), False, None, False)),
+        )

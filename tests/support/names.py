@@ -24,3 +24,5 @@ def no_exchange(monkeypatch: Any) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr(_file_swap, "_exchange", refuse)
+    # There is nobody who could have just begun to.
+    monkeypatch.setattr(_file_swap, "UNSEEN_SECONDS", 0.0)

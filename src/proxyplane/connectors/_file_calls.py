@@ -11,7 +11,7 @@ from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, Frames, FreshKey, Swept
 from proxyplane.connectors._file_dir import Directory, default_directory
 from proxyplane.connectors._file_errors import translate
-from proxyplane.connectors._file_io import Publisher, file_name, sweep
+from proxyplane.connectors._file_io import Publisher, file_name, is_library_key, sweep
 from proxyplane.connectors._file_leases import Leases, deadline, has_ended, same_file
 from proxyplane.connectors._file_read import read
 from proxyplane.connectors._file_swap import Swapper
@@ -116,7 +116,7 @@ class FileCalls:
         except FileNotFoundError:
             return
         for name in mine:
-            self._leases.unlink(f"{self._directory.path}/{name}", name)
+            self._leases.unlink(f"{self._directory.path}/{name}", name, again=False)
 
     def _put_sync(
         self,
@@ -258,11 +258,17 @@ class FileCalls:
         try:
             self._registrations.remove(key)  # first: from here on no set can succeed
             with self._swapper.alone(wait=wait):
-                there = self._leases.unlink(self._path(key), file_name(key))
+                there = self._unlink(key, wait)
         except OSError as exc:
             raise translate(exc, self._directory) from exc
         self._chosen.pop(key, None)
         return there or self._missing()
+
+    def _unlink(self, key: str, wait: bool) -> bool:
+        name = file_name(key)
+        return self._leases.unlink(
+            f"{self._directory.path}/{name}", name, again=not is_library_key(key), wait=wait
+        )
 
     def _extend_sync(
         self, keys: Sequence[str], ttl: float | None, *, wait: bool = True

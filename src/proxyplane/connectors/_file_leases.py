@@ -23,7 +23,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from proxyplane._ttl import milliseconds
 from proxyplane.abc import Swept
@@ -38,6 +38,7 @@ _TAGS = 1_000_000
 """The last digits of the time tell a file from a later one of the same name; never the lease."""
 _BUCKET_SECONDS = 4
 _PASSING = "passing-"
+_BACK = "~"  # before the name that it had
 _LOCK_SECONDS = 1.0
 # Where there are no locks, a file is removed this long after its lease ended, in nanoseconds: no
 # process takes longer between the look that tells it that the lease still holds and the call that
@@ -153,17 +154,30 @@ class Leases:
         finally:
             unshared.close(fd)
 
-    def unlink(self, path: str, name: str) -> bool:
+    def unlink(self, path: str, name: str, *, again: bool = True, wait: bool = True) -> bool:
         """Removes a file; False if there was none, or its lease had ended.
 
+        Args:
+            path: Its path.
+            name: Its name.
+            again: Whether another file may come under that name.
+            wait: Whether one may wait for the lock of somebody else.
+
         Raises:
+            WouldStallError: It is locked, and `wait` is not allowed.
             OSError: The file system refuses.
         """
         try:
             found = os.lstat(path)
-            if has_ended(found):
-                return False
-            os.unlink(path)
+            with ExitStack() as stack:
+                if again and is_leased(found):
+                    # The lease may end between this look and the removal. A sweep that looks then
+                    # is not to find another file under the name when it takes away what it saw.
+                    stack.enter_context(kept(path, wait=wait))
+                    found = os.lstat(path)
+                if has_ended(found):
+                    return False
+                os.unlink(path)
         except FileNotFoundError:
             return False
         if is_leased(found):
@@ -188,7 +202,7 @@ class Leases:
         try:
             locked = lock(fd, 0)
             found = os.fstat(fd)
-            if locked == _BUSY or not has_ended(found):
+            if locked == _BUSY or not found.st_nlink or not has_ended(found):
                 return None
             if locked == _NO_LOCKS and found.st_mtime_ns + _UNLOCKED_GRACE > time.time_ns():
                 return None
@@ -359,8 +373,20 @@ class Leases:
                 self._directory.share(folder)
 
     def _take(self, path: str, found: os.stat_result) -> bool:
-        """Removes the file that was found, and no other that may have come in its place."""
-        passing = f"{self._directory.path}/{LEASES}/{_PASSING}{secrets.token_hex(8)}"
+        """Removes the file that was found, and no other that may have come in its place.
+
+        While it is locked none does, for whoever removes or replaces it takes the lock too. But
+        nobody waits for that for ever, and some file systems have no locks. So the file is taken
+        away under a name that tells where it was, and put back if it is another one.
+        """
+        try:
+            if os.lstat(path).st_ino != found.st_ino:
+                return False
+        except FileNotFoundError:
+            return False
+        folder, _, name = path.rpartition("/")
+        back = f"{_BACK}{name}" if folder == self._directory.path else ""
+        passing = f"{self._directory.path}/{LEASES}/{_PASSING}{secrets.token_hex(8)}{back}"
         try:
             os.rename(path, passing)
         except FileNotFoundError:
@@ -371,9 +397,8 @@ class Leases:
         try:
             mine = os.lstat(passing).st_ino == found.st_ino
         except FileNotFoundError:
-            return True  # another sweep took it for left behind, since its lease has ended
+            return True  # another sweep took it for left behind
         if not mine:
-            # It was evicted, and its key used again, between two of these lines.
             with suppress(FileExistsError):
                 os.link(passing, path)
         with suppress(FileNotFoundError):
@@ -381,10 +406,33 @@ class Leases:
         return mine
 
     def _end_passing(self, path: str) -> None:
-        """Removes what a sweep that died had taken away."""
+        """Removes what a sweep that died had taken away, or puts it back."""
         with suppress(OSError):
-            if has_ended(os.lstat(path)):
-                os.unlink(path)
+            if not has_ended(os.lstat(path)):
+                _, back, name = os.path.basename(path).partition(_BACK)
+                if not back:
+                    return
+                with suppress(FileExistsError):
+                    os.link(path, f"{self._directory.path}/{name}")
+            os.unlink(path)
+
+
+@contextmanager
+def kept(path: str, *, wait: bool) -> Iterator[None]:
+    """Has nobody else remove or replace a file with a lease, in the block.
+
+    Raises:
+        WouldStallError: It is locked, and `wait` is not allowed.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):  # there is none, or nobody here may sweep it
+            while is_leased(os.lstat(path)):
+                fd = unshared.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                stack.callback(unshared.close, fd)
+                lock_or_stall(fd, wait=wait)
+                if os.fstat(fd).st_nlink:
+                    break
+        yield
 
 
 def lock_or_stall(fd: int, *, wait: bool) -> None:

@@ -4,7 +4,8 @@ Linux exchanges the names of two files in one call (``renameat2``): what was pub
 under a temporary name, where it is read and removed. Nothing is locked but a file with a lease,
 against sweeps and for a second at most, so no process that is stopped or killed holds up another
 one. Where the system or the file system cannot, all who change what stands under chosen keys take
-a lock on one file, which the kernel frees with its holder.
+a lock on one file, which the kernel frees with its holder; also those who can, from when that file
+is there, if one directory has users of both kinds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from proxyplane.abc import RECORD_BYTES
 from proxyplane.connectors._file_dir import LOCK, SWAPPING, Directory
 from proxyplane.connectors._file_io import identity, write_all
-from proxyplane.connectors._file_leases import Leases, has_ended, is_leased, lock_or_stall
+from proxyplane.connectors._file_leases import Leases, has_ended, is_leased, kept
 from proxyplane.connectors._file_unshared import unshared
 from proxyplane.connectors._inline import WouldStallError
 
@@ -31,6 +32,9 @@ _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno
 _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 # What a swap leaves behind in between belongs, after this many seconds, to one that was killed.
 _STALE_SECONDS = 3600.0
+
+# How long an exchange of names may take that began when nobody had a lock.
+UNSEEN_SECONDS = 0.1
 
 _renameat2: Callable[[int, bytes, int, bytes, int], int] | None = None
 
@@ -52,7 +56,6 @@ class Swapper:
         # One for each user, who may not write to that of another one.
         self._folder = os.path.join(directory.path, f"{SWAPPING}-{os.geteuid()}")
         self.exchanges = sys.platform == "linux"
-        self._exchanged = False
 
     def replace(
         self,
@@ -93,9 +96,8 @@ class Swapper:
     def _publish(self, name: str, temporary: str, target: str, wait: bool) -> bytes | None:
         while self.exchanges:
             try:
-                with _kept(target, wait):
+                with self.alone(wait=wait), kept(target, wait=wait):
                     _exchange(temporary, target)
-                self._exchanged = True
                 return self._had(name, temporary)
             except FileNotFoundError:
                 pass
@@ -105,7 +107,8 @@ class Swapper:
                 self.exchanges = False
                 break
             try:
-                os.link(temporary, target)
+                with self.alone(wait=wait):
+                    os.link(temporary, target)
                 return None
             except FileExistsError:
                 pass  # somebody else was first: now there is something to exchange
@@ -115,7 +118,7 @@ class Swapper:
                 self.exchanges = False
         with self.alone(wait=wait):
             was = self._had(name, target)
-            with _kept(target, wait):
+            with kept(target, wait=wait):
                 os.rename(temporary, target)
             return was
 
@@ -130,7 +133,7 @@ class Swapper:
         with self.alone(wait=wait):
             while True:
                 try:
-                    with _kept(target, wait):
+                    with kept(target, wait=wait):
                         os.rename(target, temporary)
                     break
                 except FileNotFoundError:
@@ -145,26 +148,31 @@ class Swapper:
 
     @contextlib.contextmanager
     def alone(self, *, wait: bool = True) -> Iterator[None]:
-        """Keeps others from changing what chosen keys hold; nothing where names are exchanged.
+        """Keeps others from changing what chosen keys hold, in the block.
+
+        Who exchanges names needs that only beside those who cannot, of whom the file that is locked
+        tells. They share the lock: one exchange does not disturb another.
 
         Raises:
             WouldStallError: Somebody else does so now, and `wait` is not allowed.
         """
         path = os.path.join(self._directory.path, LOCK)
-        # Who has exchanged nothing yet cannot know; that file tells of somebody who could not.
-        if self.exchanges and (self._exchanged or not os.path.lexists(path)):
+        if self.exchanges and not os.path.lexists(path):
             yield
             return
         mode = self._directory.file_mode
         mode |= (mode & 0o040) >> 1  # who may read may lock
         fd = unshared.open(path, os.O_RDWR | os.O_CREAT, mode)
         try:
+            kind = fcntl.LOCK_SH if self.exchanges else fcntl.LOCK_EX
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(fd, kind | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise WouldStallError from None
             except OSError:
                 pass  # where there are no locks there is nothing better than this
+            if not self.exchanges:
+                _let_others_see(fd, wait)
             yield
         finally:
             unshared.close(fd)
@@ -215,21 +223,13 @@ class Swapper:
         return os.path.join(self._folder, secrets.token_hex(12))
 
 
-@contextlib.contextmanager
-def _kept(path: str, wait: bool) -> Iterator[None]:
-    """Has no sweep take away, in the block, what is put in the place of a file.
-
-    A sweep looks at a file and removes its name in two steps, under a lock on the file.
-    """
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # there is none, or nobody here may sweep it
-            while is_leased(os.lstat(path)):
-                fd = unshared.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                stack.callback(unshared.close, fd)
-                lock_or_stall(fd, wait=wait)
-                if os.fstat(fd).st_nlink:
-                    break
-        yield
+def _let_others_see(fd: int, wait: bool) -> None:
+    """Waits until a file has been there for a moment: somebody may just have found it missing."""
+    age = time.time() - os.fstat(fd).st_mtime
+    if 0 <= age < UNSEEN_SECONDS:
+        if not wait:
+            raise WouldStallError
+        time.sleep(UNSEEN_SECONDS - age)
 
 
 def _exchange(one: str, other: str) -> None:

@@ -151,7 +151,7 @@ class Registrations:
         try:
             if not same_file(os.lstat(path), wrote):
                 return
-            self._leases.unlink(path, file_name(key))
+            self._leases.unlink(path, file_name(key), again=not is_library_key(key))
         except FileNotFoundError:
             return
         self._lost(key)
@@ -160,7 +160,7 @@ class Registrations:
         """Ends the registration of a key, which wakes who waits for it; False if there is none."""
         if not is_library_key(key):
             return False
-        if not self._leases.unlink(self._path(key), key):
+        if not self._leases.unlink(self._path(key), key, again=False):
             return False
         wake_here(self._directory.path, key)
         return True

@@ -17,7 +17,7 @@ __all__ = ["cancelled_at", "in_forked_child"]
 T = TypeVar("T")
 
 
-async def cancelled_at(coroutine: Coroutine[Any, Any, object], nth: int) -> bool:
+async def cancelled_at(coroutine: Coroutine[Any, Any, object], nth: int, *, times: int = 1) -> bool:
     """Runs a coroutine in a task of its own and cancels it when it suspends for the nth time.
 
     To try every suspension, begin with 1 and go on until it returns False.
@@ -25,6 +25,9 @@ async def cancelled_at(coroutine: Coroutine[Any, Any, object], nth: int) -> bool
     Args:
         coroutine: What to run.
         nth: Which suspension; the first is 1.
+        times: At how many suspensions, from that one on, it is cancelled: two interrupt the
+            clean-up, and a number that is large enough does so again and again, as the cancel
+            scopes of anyio and Trio do.
 
     Returns:
         Whether it suspended that often; if not, it has run to its end.
@@ -32,7 +35,7 @@ async def cancelled_at(coroutine: Coroutine[Any, Any, object], nth: int) -> bool
     Raises:
         Whatever the coroutine raises, except the cancellation itself.
     """
-    stepper = _Stepper(coroutine, nth)
+    stepper = _Stepper(coroutine, nth, times)
 
     async def run() -> None:
         await stepper
@@ -48,9 +51,10 @@ async def cancelled_at(coroutine: Coroutine[Any, Any, object], nth: int) -> bool
 class _Stepper:
     """Awaits a coroutine step by step."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, object], nth: int) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, object], nth: int, times: int) -> None:
         self._coroutine = coroutine
         self._left = nth
+        self._times = times
         self.reached = False
 
     def __await__(self) -> Generator[Any, Any, object]:
@@ -63,7 +67,7 @@ class _Stepper:
             except StopIteration as stop:
                 return stop.value
             self._left -= 1
-            if self._left == 0:
+            if -self._times < self._left <= 0:
                 self.reached = True
                 task = asyncio.current_task()
                 assert task is not None

@@ -129,7 +129,12 @@ class Client:
 
     async def register(self, name: bytes, lease: int | None) -> None:
         """Registers a key whose object will come later, for so many milliseconds or for ever."""
-        await self.pool.request(command("SET", record_name(name), b"", *px(lease)))
+        record = record_name(name)
+        try:
+            await self.pool.request(command("SET", record, b"", *px(lease)))
+        except asyncio.CancelledError:
+            self.pool.forget(command("UNLINK", record))  # nobody knows the key
+            raise
 
     async def store_registered(self, name: bytes, body: Body) -> Setting:
         """Stores the object of a registered key."""

@@ -43,7 +43,7 @@ from proxyplane.connectors.redis.parts import (
     layout_of,
     what_was_evicted,
 )
-from proxyplane.connectors.redis.resp import SMALL, Reply, command
+from proxyplane.connectors.redis.resp import SMALL, Piece, Reply, command
 from proxyplane.connectors.redis.topology import Address, Topology
 from proxyplane.connectors.redis.transfer import FIRST, MORE, Body, Report, find_made, small_body
 from proxyplane.connectors.redis.url import RedisOptions
@@ -97,17 +97,7 @@ class ClusterClient:
 
         async def asked(node: Client) -> bool:
             await node.check_limit(body.size, leased=body.lease is not None)
-            used: Wire | None = None
-            try:
-                async with node.pool.wire() as used:
-                    return await asked_first(used, body.set_command(name)) is not None
-            except asyncio.CancelledError:
-                if used is not None and mine:
-                    if not used.lost:
-                        used.request(ASKING + command("UNLINK", name), 2)
-                elif used is not None:
-                    node.pool.hold(used)
-                raise
+            return await _asked(node, name, body.set_command(name), mine=mine) is not None
 
         return await self._at(
             name,
@@ -155,7 +145,13 @@ class ClusterClient:
 
     async def register(self, name: bytes, lease: int | None) -> None:
         """Registers a key whose object will come later, for so many milliseconds or for ever."""
-        await self._reply("SET", record_name(name), b"", *px(lease))
+        record = record_name(name)
+        data = command("SET", record, b"", *px(lease))
+        await self._at(
+            record,
+            lambda node: node.register(name, lease),
+            lambda node: _asked(node, record, [data], mine=True),
+        )
 
     async def store_registered(self, name: bytes, body: Body) -> Setting:
         """Stores the object of a registered key; waits while its slot is being moved."""
@@ -466,6 +462,21 @@ class ClusterClient:
             finally:  # when this is cancelled at once, none of them has begun
                 for node in nodes:
                     node.pool.abort()
+
+
+async def _asked(node: Client, name: bytes, pieces: Sequence[Piece], *, mine: bool) -> Reply:
+    """Stores something at a node that gets its slot; `mine` as for `Client.store`."""
+    used: Wire | None = None
+    try:
+        async with node.pool.wire() as used:
+            return await asked_first(used, pieces)
+    except asyncio.CancelledError:
+        if used is not None and mine:
+            if not used.lost:
+                used.request(ASKING + command("UNLINK", name), 2)
+        elif used is not None:
+            node.pool.hold(used)
+        raise
 
 
 async def _all(calls: Sequence[Coroutine[Any, Any, None]]) -> None:
