@@ -50,8 +50,15 @@ async def test_a_key_that_was_not_awaited() -> None:
     async with pp.Store("not awaited", pp.LocalConnector()) as store:
         coroutine = store.put(1)
         with pytest.raises(TypeError, match="is an `await` missing"):
-            await store.get(coroutine)  # type: ignore[arg-type]
+            await store.get(coroutine)  # type: ignore[call-overload]
         assert await store.get(await coroutine) == 1
+
+
+def test_entered_without_a_loop() -> None:
+    """Under another framework than asyncio it is said at once what to use there."""
+    store = pp.Store("no loop", pp.LocalConnector())
+    with pytest.raises(RuntimeError, match="runs on asyncio.*proxyplane.sync.Store"):
+        store.__aenter__().send(None)  # as a loop of another framework would
 
 
 @pytest.mark.parametrize("name", ["get_batch", "evict_batch"])

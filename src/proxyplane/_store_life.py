@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import NoReturn, Self
 
@@ -17,6 +18,13 @@ class StoreLife(StoreCore):
         return self._config
 
     async def __aenter__(self) -> Self:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "proxyplane.Store runs on asyncio, and this is no event loop of asyncio; under "
+                "Trio, use the blocking proxyplane.sync.Store in trio.to_thread.run_sync"
+            ) from None
         self.enter()
         return self
 
