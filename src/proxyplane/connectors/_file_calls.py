@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from proxyplane.connectors._file_read import read
 from proxyplane.connectors._file_swap import Swapper
 from proxyplane.connectors._file_waiting import Registrations, Waiting, taken
 from proxyplane.connectors._inline import total, views
-from proxyplane.connectors._keys import KeyMaker
+from proxyplane.connectors._keys import ChosenKeys, KeyMaker
 from proxyplane.connectors._sweeping import sweep_in_background
 from proxyplane.exceptions import ConfigError, ConnectorClosedError
 
@@ -45,7 +46,7 @@ class FileCalls:
         self._registrations = Registrations(self._directory, self._leases)
         self._waiting = Waiting(self._directory, self._is_set_sync)
         self._keys = KeyMaker()
-        self._chosen: dict[str, tuple[int, int]] = {}
+        self._chosen: ChosenKeys[tuple[int, int]] = ChosenKeys()
         self._swept = self._begun = False
         self._wrote = False
         self._closed = False
@@ -58,7 +59,7 @@ class FileCalls:
 
     def after_fork_in_child(self) -> None:
         """What the parent wrote is the parent's to clear."""
-        self._chosen = {}
+        self._chosen = ChosenKeys()
         self._wrote = self._begun = False
 
     @property
@@ -94,20 +95,31 @@ class FileCalls:
 
     def _clear(self) -> None:
         try:
-            for key, wrote in list(self._chosen.items()):
-                path = self._path(key)
-                try:
-                    # Someone may have evicted it and put their own under the same key since.
-                    if same_file(os.lstat(path), wrote):
-                        self._leases.unlink(path, file_name(key))
-                except FileNotFoundError:
-                    pass
+            for key, wrote in self._chosen.items():
+                if self._is_there_still(key, wrote):
+                    with contextlib.suppress(FileNotFoundError):
+                        self._leases.unlink(self._path(key), file_name(key))
             if self._wrote:
                 self._registrations.clear(self._keys.is_mine)
                 self._clear_mine()
         except OSError as exc:
             raise translate(exc, self._directory) from exc
         self._chosen.clear()
+
+    def _is_there_still(self, key: str, wrote: tuple[int, int]) -> bool:
+        """Whether a key holds what was put; somebody may have evicted it, and put their own."""
+        try:
+            return same_file(os.lstat(self._path(key)), wrote)
+        except FileNotFoundError:
+            return False
+
+    def _note(self, key: str, wrote: tuple[int, int]) -> None:
+        """Keeps a key for `_clear`, and from time to time forgets some that others evicted."""
+        self._chosen.note(key, wrote)
+        for oldest, word in self._chosen.to_look_at():
+            with contextlib.suppress(OSError):
+                if not self._is_there_still(oldest, word):
+                    self._chosen.forget([oldest])
 
     def _clear_mine(self) -> None:
         try:
@@ -138,9 +150,10 @@ class FileCalls:
                     self._wrote = True
                 else:
                     with self._swapper.alone(wait=wait):
-                        self._chosen[key] = self._publisher.publish(
+                        wrote = self._publisher.publish(
                             file_name(key), bodies, unique=False, check=checking
                         )
+                    self._note(key, wrote)
                     # A put under a key that was registered is as good as its set.
                     self._registrations.remove(key)
                 return name
@@ -178,11 +191,10 @@ class FileCalls:
                 if bodies is None:
                     self._registrations.remove(key)
                     was = self._swapper.take(file_name(key), wait=wait)
-                    self._chosen.pop(key, None)
+                    self._chosen.forget([key])
                     return was if was is not None or self._missing() else None
-                was, self._chosen[key] = self._swapper.replace(
-                    file_name(key), bodies, checking, wait=wait
-                )
+                was, wrote = self._swapper.replace(file_name(key), bodies, checking, wait=wait)
+                self._note(key, wrote)
                 self._registrations.remove(key)
                 return was
             except OSError as exc:
@@ -229,7 +241,7 @@ class FileCalls:
                     file_name(key), bodies, unique=False, check=check_and_hold
                 )
                 if not self._keys.is_mine(key):
-                    self._chosen[key] = wrote
+                    self._note(key, wrote)
                 self._registrations.settle(key, wrote)
         except FileExistsError as exc:
             raise taken(key, self._directory) from exc
@@ -261,7 +273,7 @@ class FileCalls:
                 there = self._unlink(key, wait)
         except OSError as exc:
             raise translate(exc, self._directory) from exc
-        self._chosen.pop(key, None)
+        self._chosen.forget([key])
         return there or self._missing()
 
     def _unlink(self, key: str, wait: bool) -> bool:
@@ -284,8 +296,7 @@ class FileCalls:
         for _ in range(2):
             extended = self._leases.extend(self._path(key), file_name(key), ttl, wait=wait)
             if extended is not None:
-                if key in self._chosen:
-                    self._chosen[key] = extended
+                self._chosen.change(key, extended)
                 return True
             if self._registrations.extend(key, ttl, wait=wait):
                 return True

@@ -5,8 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Iterable
+from typing import Final, Generic, TypeVar
 
 from proxyplane._runtime.fork import on_fork
+
+V = TypeVar("V")
+
+# After how many notes the oldest are looked at, and how many: more than came, so that what is gone
+# is found however much there is.
+_LOOK_AFTER: Final = 128
+_LOOK_AT: Final = 256
 
 # The writer; the mark of a future's key; a counter, which never gets further than seven digits, and
 # in whose first eight a `MultiConnector` notes which of its connectors has the object.
@@ -48,3 +57,60 @@ class KeyMaker:
     def is_mine(self, key: str) -> bool:
         """Whether this instance, in this process, made the key."""
         return len(key) == 32 and key.startswith(self.prefix)
+
+
+class ChosenKeys(Generic[V]):
+    """The keys of the user's that an instance put, with a word on each, for when it is cleared.
+
+    What others evict, or what had a lease, is gone without a word to us. So that such keys are not
+    kept for ever, whoever notes some looks at the oldest from time to time (`to_look_at`).
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, V] = {}
+        self._noted = 0
+
+    def note(self, key: str, word: V) -> None:
+        """Keeps a key, or another word on it."""
+        self._kept[key] = word
+        self._noted += 1
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Keeps these no longer."""
+        for key in keys:
+            self._kept.pop(key, None)
+
+    def change(self, key: str, word: V) -> None:
+        """Has another word on a key if it is kept."""
+        if key in self._kept:
+            self._kept[key] = word
+
+    def clear(self) -> None:
+        """Keeps none."""
+        self._kept.clear()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
+
+    def items(self) -> list[tuple[str, V]]:
+        """What is kept."""
+        return list(self._kept.items())
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look."""
+        return self._noted >= _LOOK_AFTER
+
+    def to_look_at(self) -> list[tuple[str, V]]:
+        """The oldest, if it is time to see whether they are still there; mostly none."""
+        if not self.is_due:
+            return []
+        self._noted = 0
+        oldest = list(itertools.islice(self._kept.items(), _LOOK_AT))
+        for key, word in oldest:
+            if self._kept.pop(key, None) == word:
+                self._kept[key] = word  # the youngest now
+        return oldest
+
+    def __len__(self) -> int:
+        return len(self._kept)

@@ -12,7 +12,7 @@ from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.per_loop import PerLoop
 from proxyplane._ttl import milliseconds
 from proxyplane.abc import Buffer, Frames, FreshKey
-from proxyplane.connectors._keys import KeyMaker
+from proxyplane.connectors._keys import ChosenKeys, KeyMaker
 from proxyplane.connectors.redis.client import Client
 from proxyplane.connectors.redis.cluster import ClusterClient
 from proxyplane.connectors.redis.later import comes_later, for_later
@@ -148,7 +148,7 @@ class RedisConnector(Shortcut):
         """Starts as one that has put nothing; clients and keys see to themselves."""
         # What was put before the fork belongs to the parent.
         self._made_keys = False
-        self._user_keys: set[str] = set()
+        self._chosen: ChosenKeys[bool] = ChosenKeys()
 
     @classmethod
     def from_url(cls, url: str) -> RedisConnector:
@@ -182,9 +182,10 @@ class RedisConnector(Shortcut):
         """
         with Body(frames, ttl) as body:
             if key is not None and type(key) is not FreshKey:
+                await self._forget_gone()
                 if not await (await self._client()).store(self._name(key), body):
                     raise self._taken(key)
-                self._user_keys.add(key)
+                self._chosen.note(key, True)
                 return key
             key = self._new_key(key)
             name = self._name(key)
@@ -235,12 +236,17 @@ class RedisConnector(Shortcut):
         client = await self._client()
         if frames is None:
             was = await client.swap(name, None)
-            self._user_keys.discard(key)
+            self._chosen.forget([key])
             return was
         with Body(frames, ttl) as body:
-            if not self._keys.is_mine(key):
-                self._user_keys.add(key)  # before: it may be done although the call fails
-            return await client.swap(name, body)
+            chosen = not self._keys.is_mine(key)
+            if chosen:
+                await self._forget_gone()
+                self._chosen.note(key, True)  # before: it may be done although the call fails
+            was = await client.swap(name, body)
+            if chosen:
+                self._chosen.note(key, True)  # somebody may have looked in between
+            return was
 
     def make_key(self, size: int, tags: Collection[str] = ()) -> FreshKey:
         """A key for one object that is put next; see `Connector.make_key`."""
@@ -309,7 +315,7 @@ class RedisConnector(Shortcut):
         """
         names = [(self._name(key), comes_later(key)) for key in keys]
         there = await (await self._client()).evict(names)
-        self._user_keys.difference_update(keys)
+        self._chosen.forget(keys)
         return there
 
     async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
@@ -399,12 +405,21 @@ class RedisConnector(Shortcut):
             await self._clients.aclose()
 
     async def _clear(self) -> None:
-        user_keys = list(self._user_keys)
-        if user_keys:
-            await self.evict_batch(user_keys)
+        chosen = [key for key, _ in self._chosen.items()]
+        if chosen:
+            await self.evict_batch(chosen)
         if self._made_keys:
             client = await self._client()
             await client.remove_made(self._options.namespace, self._keys.prefix)
+
+    async def _forget_gone(self) -> None:
+        """From time to time, forgets chosen keys that others evicted, or whose leases ended."""
+        oldest = [key for key, _ in self._chosen.to_look_at()]
+        if oldest:
+            found = await (await self._client()).look_up([self._name(key) for key in oldest])
+            self._chosen.forget(
+                key for key, there in zip(oldest, found, strict=True) if not any(there)
+            )
 
     def _name(self, key: str) -> bytes:
         return f"{self._options.namespace}:{key}".encode("utf-8", "surrogatepass")
@@ -412,7 +427,7 @@ class RedisConnector(Shortcut):
     def _new_key(self, made: str | None = None) -> str:
         """A key under which nothing stands: a new one, or one from a `make_key`."""
         if made is not None and not self._keys.is_mine(made):
-            self._user_keys.add(str(made))  # made by another: found again by no prefix
+            self._chosen.note(str(made), True)  # made by another: found again by no prefix
             return str(made)
         self._made_keys = True
         return self._keys.new() if made is None else str(made)

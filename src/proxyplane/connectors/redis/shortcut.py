@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from proxyplane._runtime.io_thread import io_thread
 from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
+from proxyplane.connectors._keys import ChosenKeys
 from proxyplane.connectors.redis.blocking import POSSIBLE, BlockingPool
 from proxyplane.connectors.redis.client import check_memory
 from proxyplane.connectors.redis.parts import in_parts, layout_of
@@ -44,7 +45,7 @@ class Shortcut(DeferrableConnector):
 
     _options: RedisOptions
     _closed: bool
-    _user_keys: set[str]
+    _chosen: ChosenKeys[bool]
 
     def _begin_shortcut(self) -> None:
         self._to_loop = False  # whether the next call goes there
@@ -116,6 +117,8 @@ class Shortcut(DeferrableConnector):
         leased = body.lease is not None
         check_memory(body.size, blocking.limit, self._options.where, leased=leased)
         named = key is not None and type(key) is not FreshKey
+        if named and self._chosen.is_due:
+            self._by_loop(self._forget_gone())
         made = str(key) if named else self._new_key(key)
         name = self._name(made)
         pieces = body.set_command(name)
@@ -129,7 +132,7 @@ class Shortcut(DeferrableConnector):
             return None
         if replies[0] is None:
             raise self._taken(made)
-        self._user_keys.add(made)
+        self._chosen.note(made, True)
         return made
 
     def _ask_limit(self, blocking: BlockingPool) -> bool:
@@ -172,6 +175,9 @@ class Shortcut(DeferrableConnector):
 
     @abstractmethod
     def _new_key(self, made: str | None = None) -> str: ...
+
+    @abstractmethod
+    async def _forget_gone(self) -> None: ...
 
     @abstractmethod
     def _taken(self, key: str) -> KeyExistsError: ...
