@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from pickle import PickleBuffer
 from typing import Any, Final, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ VERSION: Final = 2
 OLDEST: Final = max(1, VERSION - 1)  # readers accept this version and the one before
 ALIGN: Final = 64
 PREAMBLE: Final = struct.Struct("<4sBBHII")
+_SHAPE: Final = struct.Struct("<4xBB2xI")  # version, flags and length of the header in it
 
 # A signed object has these between preamble and header: the id of the signing key, and the MAC.
 SIGNED: Final = 1  # the flag
@@ -31,15 +33,21 @@ SIGNATURE: Final = KEY_ID + MAC
 _CHECKED: Final = 12  # bytes of the preamble before the checksum in it
 _ZEROS: Final = bytes(ALIGN)
 
+# A header of no more bytes is kept when it was read: those of bytes of one length are all the same,
+# and those of arrays of one shape. Many of them, of a hundred bytes each.
+_KEEP_BELOW: Final = 512
+_KEPT: Final = 256
+
 # In-band parts up to this size are joined with the header: one frame costs less than three.
 _JOIN_BELOW: Final = 64 * 1024
 
 
 class Header(NamedTuple):
-    """What the header says, checked against the size of the buffer.
+    """What the header says.
 
     Attributes:
         codec: Id of the serialiser.
+        end: Bytes of the whole object.
         crc: CRC-32 of the in-band bytes.
         inband: Where the in-band bytes are, as (start, end).
         lengths: The length of each body, in bytes.
@@ -48,6 +56,7 @@ class Header(NamedTuple):
     """
 
     codec: str
+    end: int
     crc: int
     inband: tuple[int, int]
     lengths: tuple[int, ...]
@@ -116,6 +125,8 @@ def flat_view(buffer: Buffer) -> memoryview:
         BufferError: It is not contiguous.
     """
     view = memoryview(buffer)
+    if type(buffer) is bytearray or type(buffer) is bytes:
+        return view
     if view.ndim == 1 and view.format == "B" and view.contiguous:
         return view
     # PickleBuffer knows every layout and format. It is the last resort, because before Python
@@ -174,6 +185,29 @@ def read_header(view: memoryview) -> Header:
     Raises:
         SerializationError: `reason` says what is wrong with the bytes.
     """
+    size = len(view)
+    if size < PREAMBLE.size:
+        _check_start(view)
+    version, flags, length = _SHAPE.unpack_from(view)
+    if length < _KEEP_BELOW and not (flags & SIGNED and version > 1):
+        header = _kept(view[: PREAMBLE.size + length].tobytes())
+    else:
+        header = _parse(view)
+    end = header.end
+    if size < end:
+        raise _truncated(f"{size} bytes of {end}")
+    if size > end:
+        raise SerializationError(
+            f"trailing: {size - end} bytes after the {end} of the object",
+            reason="trailing",
+            hint="the buffer must hold one object and nothing else",
+        )
+    return header
+
+
+def _parse(data: memoryview | bytes) -> Header:
+    """Reads what begins with a header."""
+    view = memoryview(data)
     header_start, header_end = _check_preamble(view)
     try:
         # No container inside may claim more than 16 elements and no string more bytes than there
@@ -197,16 +231,11 @@ def read_header(view: memoryview) -> Header:
     end = inband_end = header_end + inband
     for length in lengths:
         end += -end % ALIGN + length
-    size = len(view)
-    if size < end:
-        raise _truncated(f"{size} bytes of {end}")
-    if size > end:
-        raise SerializationError(
-            f"trailing: {size - end} bytes after the {end} of the object",
-            reason="trailing",
-            hint="the buffer must hold one object and nothing else",
-        )
-    return Header(codec, crc, (header_end, inband_end), lengths, checksum, sums)
+    return Header(codec, end, crc, (header_end, inband_end), lengths, checksum, sums)
+
+
+# The checksum is in these bytes, so what is equal to a header that was checked is as good.
+_kept = lru_cache(_KEPT)(_parse)
 
 
 def _check_start(view: memoryview) -> tuple[bytes, int, int]:

@@ -65,10 +65,12 @@ class Operation(Generic[R]):
 
     async def perform(self) -> R:
         """Performs it on the running loop, without stalling it."""
-        if self.prepare_stalls():
-            request = await run_in_worker(self.prepare)
-        else:
-            request = self.prepare()
+        request = None
+        if self.prepare is not _nothing:
+            if self.prepare_stalls():
+                request = await run_in_worker(self.prepare)
+            else:
+                request = self.prepare()
         reply = await self.io(request)
         if self.finish_stalls(reply):
             return await run_in_worker(self.finish, reply)

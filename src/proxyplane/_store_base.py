@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from proxyplane import _stores, serialization
 from proxyplane._operations import Known, Operation
 from proxyplane._runtime.source import Ahead, decoding
-from proxyplane._store_checks import decoding_stalls, require_keys, require_tags
+from proxyplane._store_checks import require_keys, require_tags
 from proxyplane._store_leases import Keeping, Lifetime, keeping, require_leases
 from proxyplane._store_names import (
     NAMING,
@@ -247,13 +247,18 @@ class StoreBase(ABC):
         return not self.trust.ready or serialization.encode_may_stall(obj, checksum=passes)
 
     def _decoding_stalls(self, buffer: Buffer | None) -> bool:
-        return decoding_stalls(buffer) or not (buffer is None or self.trust.ready)
+        if buffer is None:
+            return False
+        return serialization.needs_worker(buffer) or not self.trust.ready
 
     def _decode(
         self, key: str, buffer: Buffer, since: int, cache: bool = True, mark: str | None = None
     ) -> Any:
-        with decoding:
+        decoding.depth += 1
+        try:
             obj = serialization.decode(buffer, trust=self.trust, key=key)
+        finally:
+            decoding.depth -= 1
         if type(obj) is Failure:
             raise obj.to_raise()
         if cache:

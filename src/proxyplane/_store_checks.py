@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Sequence
 
-from proxyplane import serialization
-from proxyplane.abc import Buffer
 from proxyplane.exceptions import NonProxiableTypeError
 
 
@@ -25,11 +23,6 @@ def require_keys(keys: Sequence[str]) -> list[str]:
     for key in keys:
         require_key(key)
     return keys
-
-
-def decoding_stalls(buffer: Buffer | None) -> bool:
-    """Whether decoding takes too long for the thread of a running loop."""
-    return buffer is not None and serialization.needs_worker(buffer)
 
 
 def is_proxiable(obj: object, skip: bool) -> bool:

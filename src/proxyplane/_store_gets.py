@@ -115,14 +115,16 @@ class StoreGets(StoreBase):
         self, key: str, size: int | None, absent: Callable[[], Any], *, cache: bool
     ) -> Operation[Any]:
         since = self._cache.drops
+        medium = self._shortcut
 
         def finish(buffer: Buffer | None) -> Any:
             return absent() if buffer is None else self._decode(key, buffer, since, cache)
 
+        # In full, by position: this is what a small get consists of.
         return Operation(
             lambda: f"getting {key!r} from {self!r}",
-            io=lambda _: self.connector.get(key, size=size),
-            io_here=self._here(lambda medium, _: medium.get_sync(key, size=size)),
+            lambda _: self.connector.get(key, size=size),
+            None if medium is None else lambda _: medium.get_sync(key, size=size),
             finish=finish,
             finish_stalls=self._decoding_stalls,
         )

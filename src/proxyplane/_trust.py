@@ -100,7 +100,9 @@ class Trust:
     @property
     def ready(self) -> bool:
         """Whether the keys are known, or can be without blocking."""
-        return self._keys is not None or all(map(read_at_once, self.references))
+        if not self.references or self._keys is not None:
+            return True
+        return all(map(read_at_once, self.references))
 
     def key_id(self) -> bytes | None:
         """Id of the key that signs; None if nothing is signed.

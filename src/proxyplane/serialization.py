@@ -106,10 +106,12 @@ def decode(buffer: Buffer, *, trust: Trust = NOTHING_ASKED, key: str | None = No
     """
     view = trust.check(_frames.flat_view(buffer), key)
     header = _frames.read_header(view)
-    trust.check_codec(header.codec, key)
+    codec = header.codec
+    if trust.allow is not None:
+        trust.check_codec(codec, key)
     inband, bodies = _frames.check_contents(view, header)
-    serializer = get_serializer(header.codec)
-    if header.codec == _ARROW and trust.allow is not None:
+    serializer = BUILTIN.get(codec) or get_serializer(codec)
+    if codec == _ARROW and trust.allow is not None:
         bodies = list(map(private, bodies))  # its offsets are checked, and then believed
     if not serializer.copies:
         bodies = [memoryview(bytearray(body)) if body.readonly else body for body in bodies]
@@ -119,7 +121,7 @@ def decode(buffer: Buffer, *, trust: Trust = NOTHING_ASKED, key: str | None = No
         raise
     except (Exception, SystemExit) as exc:
         raise SerializationError(
-            f"serializer {header.codec!r} cannot make the object from its bytes: {_describe(exc)}",
+            f"serializer {codec!r} cannot make the object from its bytes: {_describe(exc)}",
             reason="decode",
             hint=_decode_hint(exc),
         ) from exc
@@ -138,11 +140,13 @@ def needs_worker(buffer: Buffer) -> bool:
         header = _frames.read_header(view)
     except SerializationError:
         return False
+    serializer = BUILTIN.get(header.codec)
+    if serializer is not None and header.end <= _INLINE_PICKLE:
+        return len(header.lengths) > _INLINE_BODIES
     inband = header.inband[1] - header.inband[0]
     body = sum(header.lengths)
     if len(header.lengths) > _INLINE_BODIES or (header.sums is not None and body > _INLINE_COPY):
         return True
-    serializer = BUILTIN.get(header.codec)
     if serializer is None:
         # An import, or user code whose cost is unknown.
         custom = _custom.get(header.codec)

@@ -44,6 +44,11 @@ class PerLoop(Generic[C]):
         keep_for_ever(*self._entries.items())
         self._reset()
 
+    def here(self) -> C | None:
+        """The client of the running loop, if it was made; `get` without its steps."""
+        entry = self._entries.get(asyncio.get_running_loop())
+        return None if entry is None else entry[0]
+
     async def get(self, check: Callable[[], None] = lambda: None) -> C:
         """The client of the running loop.
 
@@ -52,10 +57,10 @@ class PerLoop(Generic[C]):
                 see a new client: another thread may have called that in between.
         """
         check()
+        found = self.here()
+        if found is not None:
+            return found
         loop = asyncio.get_running_loop()
-        entry = self._entries.get(loop)
-        if entry is not None:
-            return entry[0]
         with self._lock:
             # A client keeps its loop alive, and so its own entry: what a loop that was closed
             # without shutting down its generators left behind is dropped here.

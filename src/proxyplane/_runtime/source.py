@@ -84,15 +84,9 @@ def as_raised(error: BaseException, source: Source) -> BaseException:
 
 
 class _Decoding(threading.local):
-    """Entered while a stored object is decoded in this thread."""
+    """How many stored objects are being decoded in this thread, one inside another."""
 
     depth = 0
-
-    def __enter__(self) -> None:
-        self.depth += 1
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.depth -= 1
 
 
 decoding = _Decoding()

@@ -220,21 +220,22 @@ class Client:
                 raise refusal
         return replies
 
-    async def read(self, name: bytes, size: int | None) -> bytearray | None:
-        """Reads one object of about `size` bytes."""
-        body = await self.read_string(name, size)
-        if body is None or len(body) != RECORD_SIZE:
+    async def read(
+        self, name: bytes, size: int | None, *, record: bool = False
+    ) -> bytearray | None:
+        """Reads one object of about `size` bytes; or its `record`, if it is in parts."""
+        body: bytearray | None = MORE
+        if size is None or size <= FIRST or size > parts.WHOLE:
+            body, size = small_body(await self.pool.request(first_window(name))), None
+        if body is MORE:
+            body = await read_large(self.pool, name, size, self._read_large)
+        if record or body is None or len(body) != RECORD_SIZE:
             return body
         return await follow(self, name, body)
 
     async def read_string(self, name: bytes, size: int | None) -> bytearray | None:
         """Reads what one key holds: an object, or the record of one."""
-        if size is None or size <= FIRST or size > parts.WHOLE:
-            body = small_body(await self.pool.request(first_window(name)))
-            if body is not MORE:
-                return body
-            size = None
-        return await read_large(self.pool, name, size, self._read_large)
+        return await self.read(name, size, record=True)
 
     async def read_part(self, name: bytes, view: memoryview, report: Report = None) -> bool:
         """Reads what one key holds to its place; tells whether that was as long."""

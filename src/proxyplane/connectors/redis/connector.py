@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from proxyplane._runtime.fork import on_fork
@@ -193,15 +193,15 @@ class RedisConnector(Shortcut):
             await self._twice(lambda client: client.store(name, body, mine=True))
             return key
 
-    async def get(self, key: str, *, size: int | None = None) -> bytearray | None:
+    def get(self, key: str, *, size: int | None = None) -> Coroutine[Any, Any, bytearray | None]:
         """Reads one object into a private buffer; see `Connector.get`.
 
         Raises:
             ObjectLostError: It vanished while it was being read.
         """
         name = self._name(key)
-
-        return await self._twice(lambda client: client.read(name, size))
+        # Not one coroutine around another: they are a good part of what a small get takes.
+        return self._twice(lambda client: client.read(name, size))
 
     async def _read_more(self, name: bytes) -> bytearray | None:
         return await self._twice(lambda client: client.read_more(name))
@@ -452,7 +452,8 @@ class RedisConnector(Shortcut):
         Not after a time-out: a server that is stuck has not lost what it was sent.
         """
         try:
-            return await operation(await self._client())
+            client = None if self._closed else self._clients.here()
+            return await operation(client or await self._client())
         except ConnectorLostError as lost:
             if isinstance(lost.__cause__, TimeoutError):
                 raise

@@ -211,7 +211,9 @@ class Parser:
                     elif size > _TOO_LONG:
                         raise ValueError
                     elif stop + 4 + size <= self._end:
-                        value = bytes(self._view[stop + 2 : stop + 2 + size])
+                        value = buffer[stop + 2 : stop + 2 + size]
+                        if self._arrays:
+                            value = bytes(value)  # a name, perhaps
                         stop += 2 + size
                     elif size < _LONG:
                         return
