@@ -13,7 +13,8 @@ import pytest
 from proxyplane import RedisConnector
 from proxyplane.connectors.redis import parts
 from proxyplane.connectors.redis.parts import Upload
-from proxyplane.connectors.redis.transfer import Body
+from proxyplane.connectors.redis.transfer import MULTI, Body
+from proxyplane.connectors.redis.wire import Wire
 from proxyplane.exceptions import (
     ConnectorLostError,
     KeyExistsError,
@@ -143,22 +144,84 @@ async def test_a_swap_that_is_cancelled_leaves_no_parts(redis_url, medium, body)
     await redis.aclose()
 
 
-async def test_parts_whose_object_ends_while_its_lease_is_taken_away(redis, medium, monkeypatch):
-    """They do not stay for ever."""
+@pytest.mark.parametrize("lease", [None, 600])
+async def test_an_object_that_ends_while_its_lease_is_changed(redis, medium, monkeypatch, lease):
+    """Its parts do not stay for ever."""
     key = await redis.put([bytes(WHOLE + 1)], ttl=60)
-    client = await redis._client()
-    replies = client._replies
+    send = Wire.send
+    ended = []
 
-    async def too_late(commands):
-        if commands[0][0] != "GETRANGE":
-            # As at the end of its lease.
-            await asyncio.to_thread(medium.client.delete, medium.name(key))
-        return await replies(commands)
+    async def too_late(self, pieces, replies, report=None):
+        pieces = list(pieces)
+        if pieces[0] == MULTI and not ended:
+            ended.append(await asyncio.to_thread(medium.client.delete, medium.name(key)))
+        await send(self, pieces, replies, report)
 
-    monkeypatch.setattr(client, "_replies", too_late)
-    assert [False] == await redis.extend([key], None)
+    monkeypatch.setattr(Wire, "send", too_late)
+    assert [False] == await redis.extend([key], lease)
+    assert [1] == ended
     assert medium.parts()
-    assert all(0 < medium.client.pttl(name) <= 60_000 for name in medium())
+    assert all(0 < medium.client.pttl(name) <= 120_000 for name in medium())
+
+
+async def test_an_object_that_is_put_anew_while_its_lease_is_changed(redis, medium, monkeypatch):
+    """The new one has the lease then, with its parts or without any."""
+    send = Wire.send
+    for body in (bytes(WHOLE + 2), b"small"):
+        await redis.put([bytes(WHOLE + 1)], key="key", ttl=60)
+        changed = []
+
+        async def change(self, pieces, replies, report=None):
+            pieces = list(pieces)
+            if pieces[0] == MULTI and not changed:  # noqa: B023
+                changed.append(1)  # noqa: B023
+                await redis.evict("key")
+                await redis.put([body], key="key", ttl=60)  # noqa: B023
+            await send(self, pieces, replies, report)
+
+        monkeypatch.setattr(Wire, "send", change)
+        assert [True] == await redis.extend(["key"], None)
+        assert [1] == changed
+        assert {-1} == {medium.client.pttl(name) for name in medium()}
+        assert body == await redis.get("key")
+        await redis.evict("key")
+
+
+@pytest.mark.parametrize("lease", [None, 600])
+async def test_all_of_an_object_or_nothing_gets_a_lease(redis_server, namespace, medium, lease):
+    """Wherever one who extends it dies: record and parts stay as they were, or all are changed."""
+    async with TCPProxy(redis_server.port) as proxy:
+        before = 60_000
+        maker = RedisConnector(f"redis://127.0.0.1:{redis_server.port}", namespace=namespace)
+        key = await maker.put([bytes(WHOLE + 1)])
+
+        async def cut(after):
+            """What the leases are after one whose last byte is this one; False for none such."""
+            for name in medium():
+                medium.client.pexpire(name, before)
+            redis = RedisConnector(f"redis://127.0.0.1:{proxy.port}", namespace=namespace)
+            await redis.extend([key], before / 1000)  # the connections are there now
+            for name in medium():
+                medium.client.pexpire(name, before)
+            proxy.cut("up", after, "close")
+            proxy.refuses = True  # else it would be done once more
+            try:
+                await redis.extend([key], lease)
+            except ConnectorLostError:
+                return True
+            finally:
+                proxy.refuses = False
+                await redis.aclose()
+            return False
+
+        after = 1
+        while await cut(after):
+            leases = [medium.client.pttl(name) for name in medium()]
+            assert len(leases) > 2
+            assert len({-1 if one < 0 else one > before for one in leases}) == 1, (after, leases)
+            after += 17
+        assert after > 300
+        await maker.aclose(clear=True)
 
 
 WRITER = """

@@ -107,7 +107,7 @@ class Client:
         except asyncio.CancelledError:
             if mine:
                 self.pool.forget(command("UNLINK", name), used)
-            elif used is not None:
+            else:
                 self.pool.hold(used)
             raise
 
@@ -205,7 +205,7 @@ class Client:
             left: As for `Pool.requests`.
         """
         if size <= SMALL:
-            return await self.pool.requests(b"".join(pieces), count, left)
+            return await self.pool.requests(b"".join(pieces), count, left, changes=True)
         async with self.pool.wire() as wire:
             slots = [Slot() for _ in range(count)]
             try:
@@ -281,7 +281,7 @@ class Client:
         for start in range(0, len(keys), _EVICT_TOGETHER):
             group = keys[start : start + _EVICT_TOGETHER]
             left = partial(self._remove_left, group)
-            replies = await self.pool.requests(*evicting(group), left)
+            replies = await self.pool.requests(*evicting(group), left, changes=True)
             found, rest = what_was_evicted(group, replies[-1])
             there += found
             if rest:
@@ -297,14 +297,28 @@ class Client:
 
     async def extend(self, keys: Sequence[tuple[bytes, bool]], lease: int | None) -> list[bool]:
         """Gives objects a new lease; see `leases.extend`."""
-        return await leases.extend(self._replies, keys, lease)
+        in_parts = partial(self.extend_parts, lease=lease)
+        return await leases.extend(self._replies, in_parts, keys, lease)
+
+    async def extend_parts(self, name: bytes, lease: int | None) -> bool | None:
+        """Gives an object in parts a new lease; see `leases.extend_parts`."""
+        async with self.pool.wire() as wire:
+            try:
+                return await leases.extend_parts(wire, name, lease)
+            except asyncio.CancelledError:
+                self.pool.hold(wire)
+                raise
 
     async def _replies(self, commands: Sequence[tuple[Any, ...]]) -> list[Reply]:
         if len(commands) <= _FEW:
             data = b"".join(command(*words) for words in commands)
-            return await self.pool.requests(data, len(commands))
+            return await self.pool.requests(data, len(commands), changes=True)
         async with self.pool.wire() as wire:
-            return await pipeline(wire, commands, ahead=_NUMBERS_AHEAD, convert=lambda one: one)
+            try:
+                return await pipeline(wire, commands, ahead=_NUMBERS_AHEAD, convert=lambda one: one)
+            except asyncio.CancelledError:
+                self.pool.hold(wire)
+                raise
 
     async def look_up(self, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
         """For each registered key whether its object is there, and whether its record is."""

@@ -301,7 +301,11 @@ class ClusterClient:
 
     async def extend(self, keys: Sequence[tuple[bytes, bool]], lease: int | None) -> list[bool]:
         """Gives objects a new lease; see `leases.extend`."""
-        return await leases.extend(self._replies, keys, lease)
+
+        async def in_parts(name: bytes) -> bool | None:
+            return await self._at(name, lambda node: node.extend_parts(name, lease), None)
+
+        return await leases.extend(self._replies, in_parts, keys, lease)
 
     async def count(self, commands: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Sends commands whose replies are numbers, and tells of each whether it is not zero.

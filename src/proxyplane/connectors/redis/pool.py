@@ -51,7 +51,7 @@ class Pool:
         self._room = asyncio.Semaphore(options.max_connections)
         self._idle: list[Wire] = []
         self._busy: set[Wire] = set()
-        self._unsettled: set[Wire] = set()  # see `hold`
+        self._unsettled: dict[Wire, object] = {}  # see `hold`
         self._shared: Wire | None = None
         self._sharing = asyncio.Lock()
         self._refused: ConnectorError | None = None  # why it could not be made, the last time
@@ -78,7 +78,12 @@ class Pool:
                 raise
 
     async def requests(
-        self, data: bytes, count: int, left: Callable[[Sequence[Slot]], object] | None = None
+        self,
+        data: bytes,
+        count: int,
+        left: Callable[[Sequence[Slot]], object] | None = None,
+        *,
+        changes: bool = False,
     ) -> list[Reply]:
         """Sends small commands together; a refusal in place of a reply is raised at the end.
 
@@ -87,6 +92,7 @@ class Pool:
             count: How many they are.
             left: Called with the places of the replies when these have come, if the caller was
                 cancelled after the commands were sent.
+            changes: Whether they change something; see `hold`.
         """
         if not count:
             return []
@@ -109,6 +115,8 @@ class Pool:
         except asyncio.CancelledError:
             if left is not None:
                 arrived = partial(self._leave, left, slots)
+            if changes:
+                self.hold(wire)
             raise
         finally:
             if wire is None or last is None:
@@ -120,19 +128,25 @@ class Pool:
         self._turn.release()
         left(slots)
 
-    def hold(self, wire: Wire) -> None:
+    def hold(self, wire: Wire | None = None) -> None:
         """Lets further requests wait until the replies that are outstanding here have come.
 
         For a caller who was cancelled when all was sent: what was sent takes effect, and not after
-        what this caller asks for next.
+        what this caller asks for next, which may go over another connection.
+
+        Args:
+            wire: The connection; by default the shared one.
         """
-        self._unsettled.add(wire)
+        wire = wire or self._shared
+        if wire is not None and wire.owed:
+            self._unsettled[wire] = object()
 
     async def _settle(self) -> None:
-        for wire in list(self._unsettled):
+        for wire, since in list(self._unsettled.items()):
             with contextlib.suppress(redis_errors.RedisError, TimeoutError):
                 await wire.settled()
-            self._unsettled.discard(wire)
+            if self._unsettled.get(wire) is since:  # and not held once more meanwhile
+                del self._unsettled[wire]
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:

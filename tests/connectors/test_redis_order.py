@@ -1,0 +1,96 @@
+"""What a cancelled caller has sent takes effect before what it asks for next, on any connection."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from proxyplane import RedisConnector
+from proxyplane.connectors.redis.resp import SMALL
+from proxyplane.testing import cancelled_at
+from support.servers import admin
+from support.tcp_proxy import TCPProxy
+
+LARGE = b"large" * SMALL
+
+
+@pytest.fixture
+async def slow_shared(redis_server, redis_url):
+    """A connector, and what cancels a call whose command is then still on its way for a while."""
+    namespace = redis_url.partition("=")[2]
+    async with TCPProxy(redis_server.port) as proxy:
+        connector = RedisConnector(f"redis://127.0.0.1:{proxy.port}", namespace=namespace)
+        # Both kinds of connections are there.
+        await connector.evict(await connector.put([b"small"]))
+        await connector.evict(await connector.put([LARGE]))
+
+        async def cancel(call, nth=1):
+            proxy.delay = 0.5
+            assert await cancelled_at(call, nth)
+            await asyncio.sleep(0.05)  # so it has been sent, as far as the slow link
+            proxy.delay = 0
+
+        yield connector, cancel
+        await connector.aclose(clear=True)
+
+
+async def same_later(connector, key, found):
+    """Whether that is still what a key holds when all has arrived."""
+    await asyncio.sleep(0.6)
+    return found == await connector.get(key)
+
+
+async def test_a_small_put_then_a_batch_of_reads(slow_shared):
+    """What the reads find does not change afterwards."""
+    connector, cancel = slow_shared
+    await cancel(connector.put([b"small"], key="key"))
+    (found,) = await connector.get_batch(["key"])
+    assert await same_later(connector, "key", found)
+    await connector.evict("key")
+
+
+async def test_a_small_swap_then_a_large_one(slow_shared):
+    """The large one is not replaced by what came before it."""
+    connector, cancel = slow_shared
+    await cancel(connector.swap("key", [b"small"]))
+    assert await connector.swap("key", [LARGE]) in (None, b"small")
+    assert await same_later(connector, "key", LARGE)
+    await connector.evict("key")
+
+
+async def test_an_evict_then_a_large_put(slow_shared):
+    """What was put is not evicted."""
+    connector, cancel = slow_shared
+    await connector.put([b"small"], key="key")
+    await cancel(connector.evict("key"))
+    await connector.put([LARGE], key="key")
+    assert await same_later(connector, "key", LARGE)
+    await connector.evict("key")
+
+
+async def test_a_lease_then_many_leases(slow_shared, redis_server):
+    """The last one counts."""
+    connector, cancel = slow_shared
+    await connector.put([b"small"], key="key")
+    await cancel(connector.extend(["key"], 600), nth=2)
+    held = await connector.extend(["key", *(f"absent {i}" for i in range(20))], None)
+    assert held == [True] + [False] * 20
+    assert await same_later(connector, "key", b"small")
+    with admin(redis_server) as client:
+        assert client.pttl(connector._name("key")) == -1
+    await connector.evict("key")
+
+
+async def test_one_more_while_others_wait_for_the_first(slow_shared):
+    """Who waited for what was sent before does not take the later one for done."""
+    connector, cancel = slow_shared
+    pool = (await connector._client()).pool
+    await cancel(connector.put([b"small"], key="key"))
+    waiting = asyncio.create_task(pool._settle())
+    await asyncio.sleep(0)
+    pool.hold()
+    await waiting
+    assert pool._unsettled
+    await connector.evict("key")
+    assert not pool._unsettled
