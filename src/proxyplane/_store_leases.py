@@ -10,7 +10,13 @@ from proxyplane.abc import Connector
 from proxyplane.factory import StoreFactory
 
 # For a message: to ask each connector would import its driver.
-LEASING: Final = ("FileConnector", "LocalConnector", "MultiConnector", "RedisConnector")
+LEASING: Final = (
+    "EndpointConnector",
+    "FileConnector",
+    "LocalConnector",
+    "MultiConnector",
+    "RedisConnector",
+)
 
 
 @runtime_checkable

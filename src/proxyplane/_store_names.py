@@ -42,7 +42,13 @@ _MOST_GRACE: Final = 30.0
 _LONGER_SECONDS: Final = 30.0
 
 # For a message: to ask each connector would import its driver.
-NAMING = ("FileConnector", "LocalConnector", "RedisConnector", "MultiConnector")
+NAMING = (
+    "EndpointConnector",
+    "FileConnector",
+    "LocalConnector",
+    "MultiConnector",
+    "RedisConnector",
+)
 
 
 class Step(NamedTuple):

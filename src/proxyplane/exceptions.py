@@ -18,6 +18,8 @@ The tree (a second base in brackets keeps ``except`` clauses written for the bui
     │   ├── ConnectorLostError               it broke in the middle; the operation may have happened
     │   ├── KeyExistsError                   keys are write-once and this one is taken
     │   ├── NoConnectorError                 none of several takes the object, or has the key
+    │   ├── NotSupportedError                [NotImplementedError] the other side is of an older
+    │   │                                    version, which cannot do this; nothing has happened
     │   ├── ObjectLostError                  the key is known, but its object is gone
     │   ├── ObjectTooLargeError              no such object can ever fit
     │   ├── PartialBatchError                some connectors of several failed; see `.errors`
@@ -63,6 +65,7 @@ __all__ = [
     "MutableBorrowError",
     "NonProxiableTypeError",
     "NotAllowedError",
+    "NotSupportedError",
     "ObjectLostError",
     "ObjectTooLargeError",
     "OwnershipError",
@@ -162,6 +165,10 @@ class KeyExistsError(ConnectorError):
 
 class NoConnectorError(ConnectorError):
     """No connector of a `MultiConnector` takes the object, or the key is of one it has not."""
+
+
+class NotSupportedError(ConnectorError, NotImplementedError):
+    """The other side is of an older version, which cannot do this; nothing has happened."""
 
 
 class ObjectLostError(ConnectorError):

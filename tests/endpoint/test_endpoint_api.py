@@ -49,7 +49,7 @@ def test_ranges(site, wanted, status, body):
     [
         ("GET", "/", b"", 404),
         ("GET", "/v1/nothing", b"", 404),
-        ("GET", "/v2/objects/eA", b"", 404),
+        ("GET", "/v3/objects/eA", b"", 404),
         ("PATCH", "/v1/objects/eA", b"", 404),
         ("GET", "/v1/objects/!!", b"", 400),
         ("GET", "/v1/objects/../../etc/passwd", b"", 400),

@@ -11,7 +11,8 @@ import pytest
 
 from proxyplane.connectors.endpoint import EndpointConnector, client
 from proxyplane.connectors.endpoint.shared import map_memory
-from proxyplane.endpoint.storage import Limits, Storage
+from proxyplane.endpoint.room import Limits
+from proxyplane.endpoint.storage import Storage
 from proxyplane.exceptions import (
     ConnectorUnavailableError,
     KeyExistsError,
@@ -242,7 +243,7 @@ async def test_a_put_that_is_cancelled_is_not_there_after_a_restart(tmp_path, si
 
         reached = await cancelled_at(put(), nth)
         there = storage.find("key") is not None
-        assert storage.disk_used == (size if there else 0)
+        assert storage.room.disk_used == (size if there else 0)
         assert len(os.listdir(tmp_path)) == there
         again = Storage(str(tmp_path), limits, lambda key: None)
         await again.open()
@@ -269,8 +270,8 @@ async def test_who_makes_room_and_is_cancelled_loses_none(tmp_path):
                 pass
 
         reached = await cancelled_at(put(), nth)
-        assert storage.memory_used + storage.disk_used == 900
-        assert len(os.listdir(tmp_path)) == (storage.disk_used > 0)
+        assert storage.room.memory_used + storage.room.disk_used == 900
+        assert len(os.listdir(tmp_path)) == (storage.room.disk_used > 0)
         await storage.close()
         nth += 1
 

@@ -9,7 +9,7 @@ from proxyplane.connectors.multi import Policy
 from proxyplane.testing import Recorder
 
 
-@pytest.fixture(params=["local", "file", "redis", "multi", "coroutines"])
+@pytest.fixture(params=["local", "file", "redis", "endpoint", "peer", "multi", "coroutines"])
 def connector(request, tmp_path, redis_url):
     """A connector of each kind."""
     if request.param == "local":
@@ -18,6 +18,12 @@ def connector(request, tmp_path, redis_url):
         return pp.FileConnector(tmp_path / "objects")
     if request.param == "redis":
         return pp.RedisConnector(redis_url)
+    if request.param == "endpoint":
+        request.getfixturevalue("site")
+        return pp.EndpointConnector()
+    if request.param == "peer":
+        _, far = request.getfixturevalue("sites")
+        return pp.EndpointConnector(far.name)
     if request.param == "multi":
         files = pp.FileConnector(tmp_path / "objects")
         return pp.MultiConnector(

@@ -35,12 +35,18 @@ LOADS = {
 LIMIT = 300  # seconds; only a hang takes so long
 
 
-@pytest.fixture(params=["file", "redis"])
+@pytest.fixture(params=["file", "redis", "endpoint", "peer"])
 def url(request: Any, tmp_path: Path) -> str:
     """A medium that processes share."""
     if request.param == "redis":
         redis: str = request.getfixturevalue("redis_url")  # with a namespace of its own
         return redis
+    if request.param == "endpoint":
+        request.getfixturevalue("site")
+        return pp.EndpointConnector().url
+    if request.param == "peer":
+        _, far = request.getfixturevalue("sites")
+        return pp.EndpointConnector(far.name).url
     return f"file://{tmp_path}/objects"
 
 

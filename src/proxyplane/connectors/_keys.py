@@ -21,13 +21,18 @@ _LOOK_AT: Final = 256
 # in whose first eight a `MultiConnector` notes which of its connectors has the object.
 plainly_made = re.compile(r"[0-9a-f]{16}[0f]0{8}[0-9a-f]{7}").fullmatch
 _marked = re.compile(r"[0-9a-f]{16}[0f][0-9a-f]{15}").fullmatch
+# The same with what only endpoints need: the size of the object, and who has it. A
+# `MultiConnector` makes its note at the end.
+with_place = re.compile(r"([0-9a-f]{32})-([0-9a-f]{1,15})@([a-z2-7]{16})").fullmatch
 
 
 def is_made(key: str) -> bool:
     """Whether a key has the form of those that the library makes, which no name of a user's has."""
     if plainly_made(key):
         return True
-    if not _marked(key):
+    if with_place(key):
+        return True
+    if not _marked(key) and not with_place(key.partition("~")[0]):
         return False
     from proxyplane.connectors._multi_keys import split  # loads OpenSSL
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from proxyplane.connectors.endpoint.places import find, read_place
 from proxyplane.endpoint import settings as files
+from proxyplane.endpoint.room import Limits
 from proxyplane.endpoint.running import ask, holder_of
 from proxyplane.endpoint.settings import Settings
-from proxyplane.endpoint.storage import Limits
 from proxyplane.endpoint.transport import RIGHTS
 from proxyplane.exceptions import ConfigError, ProxyPlaneError
 

@@ -133,9 +133,10 @@ class Daemon:
             "started": self._counts.begun,
             "objects": len(storage),
             "awaited": storage.awaited,
+            "leases": len(storage.leases),
             "waiting": len(self._sessions),
-            "memory": {"used": storage.memory_used, "limit": limits.memory},
-            "disk": {"used": storage.disk_used, "limit": limits.disk},
+            "memory": {"used": storage.room.memory_used, "limit": limits.memory},
+            "disk": {"used": storage.room.disk_used, "limit": limits.disk},
             "persist": limits.persist,
             "peers": {
                 peer.name: {
@@ -154,10 +155,11 @@ class Daemon:
         gauges: dict[str, tuple[str, float]] = {
             "objects": ("Objects that are there.", len(storage)),
             "awaited": ("Keys whose object will come.", storage.awaited),
+            "leases": ("Objects, and keys to come, that have a lease.", len(storage.leases)),
             "waiting": ("Keys that somebody waits for.", len(self._sessions)),
             "streams": ("Streams of those who wait.", self._sessions.streams),
-            "memory_bytes": ("Bytes of objects in memory.", storage.memory_used),
-            "disk_bytes": ("Bytes of objects in files.", storage.disk_used),
+            "memory_bytes": ("Bytes of objects in memory.", storage.room.memory_used),
+            "disk_bytes": ("Bytes of objects in files.", storage.room.disk_used),
             "peers_up": (
                 "Peers that were heard of lately.",
                 sum(map(self._peers.is_up, self._peers)),

@@ -50,7 +50,7 @@ PROGRESS_SECONDS: Final = 20.0
 _HELLO = "/v1/hello"
 _CERTIFICATE_BYTES = 1 << 14
 _CONNECTIONS = 16
-_CARRIED = ("range", "accept-ranges", "content-range", "problem", "content-type")
+_CARRIED = ("range", "accept-ranges", "content-range", "etag", "problem", "content-type")
 
 
 class HttpsTransport:

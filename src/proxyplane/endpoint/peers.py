@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 
-from proxyplane.connectors.endpoint.client import ENDPOINT
+from proxyplane.connectors.endpoint.client import ENDPOINT, LEASE
 from proxyplane.endpoint.counting import Counts
 from proxyplane.endpoint.transport import Link, Peer, Reply, Request, Transport
 
@@ -14,7 +14,7 @@ __all__ = ["Peers"]
 
 log = logging.getLogger("proxyplane.endpoint")
 
-_CARRIED = ("range",)
+_CARRIED = ("range", "if-range", LEASE.lower())
 """Headers of a request that mean something to the peer."""
 
 

@@ -2,6 +2,9 @@
 
 Requests for another endpoint, from a process of this machine, go to that peer, once: what comes
 from a peer is never sent on, so nothing can go in circles.
+
+A path begins with the version from which on endpoints can do what is asked. An older one answers
+that there is no such path, instead of, for example, storing for ever what was to have a lease.
 """
 
 from __future__ import annotations
@@ -11,9 +14,17 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from proxyplane.connectors.endpoint.client import ENDPOINT, LENGTH, MEMORY
+from proxyplane._ttl import require_ttl
+from proxyplane.connectors.endpoint.client import (
+    ENDPOINT,
+    LEASE,
+    LENGTH,
+    MEMORY,
+    VERSIONS,
+)
 from proxyplane.connectors.endpoint.keys import LONGEST_KEY, unquote_key
 from proxyplane.endpoint.counting import Counts
+from proxyplane.endpoint.objects import Entry
 from proxyplane.endpoint.peers import Peers
 from proxyplane.endpoint.replies import BadRequestError, problem, problem_of, whole
 from proxyplane.endpoint.sessions import Sessions
@@ -61,6 +72,8 @@ class Service:
             ("POST", "read"): ("read", self._read),
             ("POST", "write"): ("write", self._write),
             ("POST", "evict"): ("write", self._evict),
+            ("POST", "extend"): ("write", self._extend),
+            ("POST", "swap"): ("read write", self._swap),
             ("POST", "clear"): ("write", self._clear),
             ("POST", "later"): ("write", self._register),
             ("PUT", "later"): ("write", self._set),
@@ -88,7 +101,7 @@ class Service:
     async def _handle(self, caller: Caller, request: Request, words: list[str]) -> Reply:
         if self.stopping:
             return problem("stopping", "the endpoint is stopping", None)
-        if len(words) < 3 or words[0] or words[1] != "v1":
+        if len(words) < 3 or words[0] or words[1] not in VERSIONS:
             return problem("no-route", "there is no such path", None)
         right, function = self._routes.get((request.method, words[2]), ("", None))
         if function is None:
@@ -96,12 +109,13 @@ class Service:
         wanted = request.fields.get(_FIELD, "")
         if wanted and not self.id.startswith(wanted):
             return await self._forward(caller, request, wanted)
-        if right and right not in caller.rights:
-            return problem(
-                "not-allowed",
-                f"this endpoint does not allow {caller.name} to {right}",
-                f"proxyplane endpoint configure NAME --allow OTHER={right} at that site",
-            )
+        for one in right.split():
+            if one not in caller.rights:
+                return problem(
+                    "not-allowed",
+                    f"this endpoint does not allow {caller.name} to {one}",
+                    f"proxyplane endpoint configure NAME --allow OTHER={one} at that site",
+                )
         return await function(caller, request, words[3] if len(words) > 3 else "")
 
     async def _forward(self, caller: Caller, request: Request, wanted: str) -> Reply:
@@ -120,25 +134,44 @@ class Service:
         entry = self._storage.find(_key(text))
         if entry is None:
             return Reply(404)
-        first, end = 0, entry.size
-        fields = {"Accept-Ranges": "bytes"}
-        wanted = request.fields.get("range")
-        if wanted is not None:
-            found = _range_of(wanted, entry.size)
+        found = None
+        if request.method != "HEAD" and not self._may_be_mapped(caller, request, entry):
+            # Before it is said how large it is: the next moment it may be another one.
+            found = await self._storage.read(entry)
             if found is None:
+                return Reply(404)
+            entry = found[0]
+        first, end = 0, entry.size
+        fields = {"Accept-Ranges": "bytes", "ETag": f'"{entry.tag}"'}
+        wanted = request.fields.get("range")
+        if wanted is not None and request.fields.get("if-range", fields["ETag"]) != fields["ETag"]:
+            wanted = None  # of another object: all of this one
+        if wanted is not None:
+            part = _range_of(wanted, entry.size)
+            if part is None:
+                if found is not None:
+                    await found[1].close()
                 return Reply(416, {"Content-Range": f"bytes */{entry.size}"})
-            first, end = found
+            first, end = part
             fields["Content-Range"] = f"bytes {first}-{end - 1}/{entry.size}"
-        elif caller.local and MEMORY.lower() in request.fields and entry.memory is not None:
-            place = entry.memory.place
-            if place:
-                self._counts.bytes_out += entry.size
-                return Reply(200, {MEMORY: f"{place} {entry.size}"})
         status = 200 if wanted is None else 206
         if request.method == "HEAD":
             return Reply(status, fields, end - first, b"")
         self._counts.bytes_out += end - first
-        return Reply(status, fields, end - first, entry.pieces(first, end))
+        if found is None:
+            assert entry.memory is not None
+            return Reply(200, {MEMORY: f"{entry.memory.place} {entry.size}"})
+        reading = found[1]
+        return Reply(status, fields, end - first, reading.pieces(first, end), reading.close)
+
+    def _may_be_mapped(self, caller: Caller, request: Request, entry: Entry) -> bool:
+        return (
+            caller.local
+            and MEMORY.lower() in request.fields
+            and "range" not in request.fields
+            and entry.memory is not None
+            and entry.memory.place != ""
+        )
 
     async def _put(self, caller: Caller, request: Request, text: str) -> Reply:
         return await self._store(request, _key(text), later=False)
@@ -149,13 +182,24 @@ class Service:
     async def _store(self, request: Request, key: str, *, later: bool) -> Reply:
         if not request.size:
             raise BadRequestError("an object has at least one byte")
+        ttl = None if later else _ttl_of(request)
         self._storage.check_free(key, later=later)
         with await self._storage.begin(key, request.size) as upload:
-            async for piece in request.body:
-                await upload.write(piece)
-            await self._storage.commit([upload], later=later)
+            await _receive(request.body, upload)
+            await self._storage.commit([upload], later=later, ttl=ttl)
         self._counts.bytes_in += request.size
         return Reply(201)
+
+    async def _swap(self, caller: Caller, request: Request, text: str) -> Reply:
+        key, ttl = _key(text), _ttl_of(request)
+        if not request.size:
+            was = await self._storage.swap(key, None)
+        else:
+            with await self._storage.begin(key, request.size) as upload:
+                await _receive(request.body, upload)
+                was = await self._storage.swap(key, upload, ttl)
+        self._counts.bytes_in += request.size
+        return Reply(201) if was is None else whole(was, "application/octet-stream")
 
     async def _delete(self, caller: Caller, request: Request, text: str) -> Reply:
         (there,) = await self._storage.evict([_key(text)])
@@ -164,7 +208,7 @@ class Service:
     # -- keys whose object comes later ----------------------------------------------------------
 
     async def _register(self, caller: Caller, request: Request, text: str) -> Reply:
-        await self._storage.register(_key(text))
+        await self._storage.register(_key(text), _ttl_of(request))
         return Reply(201)
 
     async def _state(self, caller: Caller, request: Request, text: str) -> Reply:
@@ -197,12 +241,17 @@ class Service:
         async def pieces() -> AsyncIterator[bytes | memoryview]:
             yield head
             for entry in there:
-                async for piece in entry.pieces(0, entry.size):
-                    yield piece
+                reading = await entry.read()
+                try:
+                    async for piece in reading.pieces(0, entry.size):
+                        yield piece
+                finally:
+                    await reading.close()
 
         return Reply(200, {}, len(head) + size, pieces())
 
     async def _write(self, caller: Caller, request: Request, text: str) -> Reply:
+        ttl = _ttl_of(request)
         source = _Cutter(request.body)
         (length,) = LENGTH.unpack(await source.take(LENGTH.size))
         if length > min(_JSON_BYTES, request.size):
@@ -224,7 +273,7 @@ class Service:
                 uploads.append(await self._storage.begin(key, size))
                 async for piece in source.cut(size):
                     await uploads[-1].write(piece)
-            await self._storage.commit(uploads)
+            await self._storage.commit(uploads, ttl=ttl)
         finally:
             for upload in uploads:
                 upload.__exit__()
@@ -235,6 +284,12 @@ class Service:
         said = await _json(request)
         there = await self._storage.evict(_keys(said), forbid=said.get("forbid") is True)
         return whole(json.dumps({"there": there}).encode())
+
+    async def _extend(self, caller: Caller, request: Request, text: str) -> Reply:
+        said = await _json(request)
+        ttl = said.get("ttl")
+        held = await self._storage.extend(_keys(said), None if ttl is None else _ttl(ttl))
+        return whole(json.dumps({"held": held}).encode())
 
     async def _clear(self, caller: Caller, request: Request, text: str) -> Reply:
         prefix = (await _json(request)).get("prefix")
@@ -273,6 +328,29 @@ def _key(text: str) -> str:
         return unquote_key(text)
     except ValueError as error:
         raise BadRequestError("the key is not in base 64") from error
+
+
+def _ttl(said: object) -> float:
+    try:
+        return require_ttl(said)
+    except (ValueError, TypeError) as error:
+        raise BadRequestError(str(error)) from error
+
+
+def _ttl_of(request: Request) -> float | None:
+    """Seconds of the lease that is asked for."""
+    text = request.fields.get(LEASE.lower())
+    if text is None:
+        return None
+    try:
+        return _ttl(float(text))
+    except ValueError as error:
+        raise BadRequestError(f"{text!r} is no number of seconds") from error
+
+
+async def _receive(body: Body, upload: Upload) -> None:
+    async for piece in body:
+        await upload.write(piece)
 
 
 def _keys(said: Any) -> list[str]:

@@ -25,7 +25,7 @@ from proxyplane.connectors.endpoint.keys import is_id
 from proxyplane.connectors.endpoint.places import SETTINGS_FILE, TOKEN_FILE, endpoints_directory
 from proxyplane.connectors.endpoint.watch import PING_SECONDS, SILENCE_SECONDS
 from proxyplane.endpoint import identity
-from proxyplane.endpoint.storage import Limits
+from proxyplane.endpoint.room import Limits
 from proxyplane.endpoint.transport import RIGHTS, Peer
 from proxyplane.exceptions import ConfigError
 

@@ -1,9 +1,11 @@
-"""The objects of one endpoint: a table, a budget of memory, files for what exceeds it.
+"""The objects of one endpoint: a table, and what comes and goes.
 
 An object comes as an *upload*, of a size that is known when it begins, and is in the table only
-when all of it is there; several uploads can be committed together. Objects go to memory while the
-budget lasts; then those that were used longest ago move to files. With persistence every object is
+when all of it is there; several uploads can be committed together. With persistence every object is
 in a file before anybody hears that it was stored, and small ones in memory too.
+
+What has a lease is gone the moment that ends: every look sees to it, and a timer to what nobody
+looks at.
 
 All methods are for one event loop. What touches a disk runs on a worker thread, except for the
 removal of a small file's name.
@@ -14,52 +16,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
 
 from proxyplane._runtime.workers import run_in_worker
-from proxyplane.endpoint.objects import (
-    LATER,
-    Entry,
-    file_name,
-    files_in,
-    read_head,
-    write_head,
-)
-from proxyplane.endpoint.upload import Upload, uncancelled
+from proxyplane.abc import RECORD_BYTES
+from proxyplane.endpoint.files import Files, recover, remove, write_file, write_head, write_lease
+from proxyplane.endpoint.leases import Lease, Leases, pack
+from proxyplane.endpoint.objects import Entry, Reading, Registration
+from proxyplane.endpoint.room import Limits, Room
+from proxyplane.endpoint.upload import Upload, full_or_broken, uncancelled
 from proxyplane.exceptions import (
+    ConnectorLostError,
     KeyExistsError,
     ObjectLostError,
-    ObjectTooLargeError,
-    StoreFullError,
 )
 
 __all__ = ["Limits", "Storage"]
 
+T = TypeVar("T")
+
 log = logging.getLogger("proxyplane.endpoint")
 
-_KEPT_IN_MEMORY = 1 << 20  # bytes of a persistent object that is in memory as well
 _FORBIDDEN_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an endpoint may use.
-
-    Attributes:
-        memory: Bytes of objects in memory.
-        disk: Bytes of objects in files; 0 for none at all.
-        largest: Bytes of the largest object.
-        persist: Whether objects survive a restart.
-    """
-
-    memory: int = 1 << 30
-    disk: int = 1 << 40
-    largest: int = 1 << 40
-    persist: bool = False
 
 
 class Storage:
@@ -69,50 +50,48 @@ class Storage:
         directory: Where its files are; nobody else uses it.
         limits: What it may use.
         on_change: Called with a key that has got an object, or that will never have one.
+
+    Attributes:
+        room: What is used of memory and disk.
+        leases: Those that there are.
+        ended: How many objects, and registrations, went with their lease.
     """
 
     def __init__(self, directory: str, limits: Limits, on_change: Callable[[str], object]) -> None:
         self.directory = directory
         self.limits = limits
-        self.memory_used = self.disk_used = 0
+        self.leases = Leases(self._end)
+        self.ended = 0
         self._on_change = on_change
         self._entries: OrderedDict[str, Entry] = OrderedDict()  # the first was not used for longest
-        self._later: set[str] = set()
-        self._committing: set[str] = set()
+        self._later: dict[str, Registration] = {}
+        self._committing: dict[str, asyncio.Future[None]] = {}
         self._forbidden: OrderedDict[str, float] = OrderedDict()
-        self._room = asyncio.Lock()
-        self._numbers = iter(range(1 << 62))
+        self._extending = asyncio.Lock()
+        self._files = Files(directory)
+        self.room = Room(limits, self._entries, self._files)
+        self._going: dict[str, list[str]] = {}  # files that are removed just now, by key
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
         """Takes over what an earlier run left, or removes it if nothing is to persist."""
-        await run_in_worker(self._open)
-
-    def _open(self) -> None:
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        for path in list(files_in(self.directory)):
-            name = os.path.basename(path)
-            found = read_head(path) if self.limits.persist else None
-            if found is None or not name.startswith(file_name(found.key)):
-                if self.limits.persist and not name.startswith("upload-"):
-                    log.warning("removed %s, which is not whole", path)
-                os.unlink(path)
-            elif found.size == LATER:
-                self._later.add(found.key)
-            elif found.key in self._entries:
-                os.unlink(path)  # it ended while one was evicted and the next came
-            else:
-                self._entries[found.key] = Entry(found.key, found.size, None, path, found.offset)
-                self.disk_used += found.size
-        for key in self._later & set(self._entries):
-            # It ended between the two steps of a `set`.
-            self._later.discard(key)
-            os.unlink(self._later_path(key))
+        entries, self._later = await run_in_worker(
+            lambda: recover(self._files, persist=self.limits.persist)
+        )
+        self._entries.update(entries)
+        self.room.disk_used = sum(one.size for one in self._entries.values())
+        for table in (self._entries, self._later):
+            for key, one in table.items():
+                self.leases.note(key, one.lease)
 
     async def close(self) -> None:
         """Lets go of everything; without persistence of the files too."""
+        self.leases.close()
         paths = [] if self.limits.persist else [one.path for one in self._entries.values()]
         self._entries.clear()
-        await run_in_worker(_remove, [path for path in paths if path])
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await run_in_worker(remove, [path for path in paths if path])
 
     # -- what is there ------------------------------------------------------------------------
 
@@ -126,6 +105,7 @@ class Storage:
 
     def find(self, key: str) -> Entry | None:
         """The object of a key."""
+        self._end_if_over(key)
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
@@ -133,7 +113,20 @@ class Storage:
 
     def is_awaited(self, key: str) -> bool:
         """Whether the object of this key will come."""
+        self._end_if_over(key)
         return key in self._later
+
+    async def read(self, entry: Entry) -> tuple[Entry, Reading] | None:
+        """Begins to read an object, or the one that has taken its place; None if there is none."""
+        found: Entry | None = entry
+        while found is not None:
+            try:
+                return found, await found.read()
+            except FileNotFoundError:
+                if self._entries.get(entry.key) is found:
+                    raise
+                found = self.find(entry.key)
+        return None
 
     # -- what comes ---------------------------------------------------------------------------
 
@@ -144,74 +137,17 @@ class Storage:
             ObjectTooLargeError: No such object can ever be here.
             StoreFullError: There is no room now.
         """
-        limits = self.limits
-        fits_memory = size <= limits.memory and not limits.persist
-        if size > limits.largest or not (fits_memory or size <= limits.disk):
-            most = min(limits.largest, max(limits.disk, 0 if limits.persist else limits.memory))
-            raise ObjectTooLargeError(
-                f"an object of {size} bytes is more than this endpoint ever holds: {most}",
-                hint="raise --max-object, --memory or --disk of the endpoint",
-            )
-        in_memory = fits_memory or (limits.persist and size <= min(_KEPT_IN_MEMORY, limits.memory))
-        if in_memory:
-            async with self._room:
-                in_memory = await self._make_room(size)
-                if in_memory:
-                    self.memory_used += size
-        in_file = limits.persist or not in_memory
-        if in_file:
-            if self.disk_used + size > limits.disk:
-                self.memory_used -= size if in_memory else 0
-                raise StoreFullError(
-                    f"the endpoint has no room for {size} bytes: {self.memory_used} of "
-                    f"{limits.memory} in memory and {self.disk_used} of {limits.disk} in files",
-                    hint="evict objects, or raise --memory or --disk of the endpoint",
-                )
-            self.disk_used += size
-        path = os.path.join(self.directory, f"upload-{next(self._numbers)}") if in_file else None
-        return Upload(self, key, size, in_memory=in_memory, path=path)
+        return await self.room.take(key, size)
 
-    async def _make_room(self, size: int) -> bool:
-        """Moves old objects to files until there is room in memory; returns whether there is."""
-        while self.memory_used + size > self.limits.memory:
-            oldest = next((one for one in self._entries.values() if one.memory is not None), None)
-            if oldest is None or not await self._spill(oldest):
-                return False
-        return True
-
-    async def _spill(self, entry: Entry) -> bool:
-        if entry.path is None:
-            if self.disk_used + entry.size > self.limits.disk:
-                return False
-            head = write_head(entry.key, entry.size)
-            path = os.path.join(self.directory, f"upload-{next(self._numbers)}")
-            assert entry.memory is not None
-            self.disk_used += entry.size
-            try:
-                with entry.memory.view() as view:
-                    await uncancelled(run_in_worker(_write_file, path, head, view))
-            except BaseException as error:
-                self.disk_used -= entry.size
-                _remove([path])
-                if not isinstance(error, OSError):
-                    raise
-                log.warning("cannot move an object to a file: %s", error)
-                return False
-            if self._entries.get(entry.key) is not entry:  # evicted meanwhile, and counted
-                self.disk_used -= entry.size
-                _remove([path])
-                return True
-            entry.path, entry.offset = path, len(head)
-        entry.memory = None
-        self.memory_used -= entry.size
-        return True
-
-    async def commit(self, uploads: Sequence[Upload], *, later: bool = False) -> None:
+    async def commit(
+        self, uploads: Sequence[Upload], *, later: bool = False, ttl: float | None = None
+    ) -> None:
         """Puts uploads into the table, all or none.
 
         Args:
             uploads: What is complete.
             later: Whether it is the object of a key that was registered.
+            ttl: Seconds of their lease. An object that comes later has that of its key.
 
         Raises:
             KeyExistsError: One of the keys is taken.
@@ -222,70 +158,137 @@ class Storage:
             self.check_free(key, later=later)
         if len({*keys}) != len(keys):
             raise KeyExistsError("a key stands twice in a batch")
-        self._committing.update(keys)
-        try:
-            # Each has a name of its own: the file of an object that was evicted just now, under
-            # the same key, may not be removed yet.
+        registrations = [self._later[key] for key in keys] if later else []
+        with self._commit(keys):
+            leases = [one.lease for one in registrations] or [_lease(ttl) for _ in keys]
             entries = [
-                await upload.finish(
-                    os.path.join(
-                        self.directory,
-                        f"{file_name(upload.key)}-{time.time_ns():x}-{next(self._numbers):x}.object",
-                    )
-                )
-                for upload in uploads
+                # Each has a name of its own: the file of an object that was evicted just now,
+                # under the same key, may not be removed yet.
+                await upload.finish(self._files.new(upload.key), lease)
+                for upload, lease in zip(uploads, leases, strict=True)
             ]
+            for key in keys:
+                self._check(key, later=later)  # it may have been evicted meanwhile
+            for upload, entry in zip(uploads, entries, strict=True):
+                self._add(upload, entry)
+            for key in keys:
+                self._later.pop(key, None)
+                self._on_change(key)
+            await self._remove_files(
+                [(key, one.path) for key, one in zip(keys, registrations, strict=False)]
+            )
+
+    @contextlib.contextmanager
+    def _commit(self, keys: Sequence[str]) -> Iterator[None]:
+        """In the block nobody else commits these keys, nor gives them a lease."""
+        done = asyncio.get_running_loop().create_future()
+        self._committing.update(dict.fromkeys(keys, done))
+        try:
+            yield
         finally:
-            self._committing.difference_update(keys)
-        for key in keys:
-            self.check_free(key, later=later)  # it may have been evicted meanwhile
-        for upload, entry in zip(uploads, entries, strict=True):
-            upload.settled = True
-            self._entries[entry.key] = entry
-            self._later.discard(entry.key)
-        for key in keys:
-            self._on_change(key)
-        if later and self.limits.persist:
-            await asyncio.shield(run_in_worker(_remove, [self._later_path(key) for key in keys]))
+            for key in keys:
+                del self._committing[key]
+            done.set_result(None)
+
+    async def _settled(self, key: str) -> None:
+        """Returns when nobody is committing a key."""
+        while (done := self._committing.get(key)) is not None:
+            await asyncio.wait([done])
 
     def check_free(self, key: str, *, later: bool = False) -> None:
         """Raises what `commit` would raise now."""
-        if key in self._entries or key in self._committing or (key in self._later and not later):
-            raise KeyExistsError(
-                f"key {key!r} is taken",
-                hint="keys are write-once: evict it first, or choose another",
-            )
+        if key in self._committing:
+            raise _taken(key)
+        self._check(key, later=later)
+
+    def _check(self, key: str, *, later: bool = False) -> None:
+        self._end_if_over(key)
+        if key in self._entries or (key in self._later and not later):
+            raise _taken(key)
         if key in self._forbidden or (later and key not in self._later):
             raise ObjectLostError(
                 f"the endpoint does not know the key {key!r}, or not any more",
-                hint="it was evicted, or the endpoint was restarted and keeps nothing",
+                hint="it was evicted, its lease ended, or the endpoint was restarted and keeps "
+                "nothing",
             )
 
-    def abandon(self, upload: Upload) -> None:
-        """Gives back the room of an upload that will not be committed."""
-        if upload.memory is not None:
-            self.memory_used -= upload.size
-        if upload.path is not None:
-            self.disk_used -= upload.size
-            _remove([path for path in (upload.path, upload.final) if path])
+    def _add(self, upload: Upload, entry: Entry) -> None:
+        upload.settled = True
+        self._entries[entry.key] = entry
+        self.leases.note(entry.key, entry.lease)
 
-    async def register(self, key: str) -> None:
+    async def swap(self, key: str, upload: Upload | None, ttl: float | None = None) -> bytes | None:
+        """Puts an upload in the place of what a key holds, in one step.
+
+        Args:
+            key: The key.
+            upload: What is complete; None to leave nothing there.
+            ttl: Seconds of its lease.
+
+        Returns:
+            What was there, the beginning of a large object; None if there was nothing.
+
+        Raises:
+            KeyExistsError: The object of this key is still to come.
+            ConnectorLostError: It is done, but what was there cannot be read any more.
+        """
+        await self._settled(key)
+        if key in self._forbidden or self.is_awaited(key):
+            self._check(key)
+        with self._commit([key]):
+            entry = None
+            if upload is not None:
+                entry = await upload.finish(self._files.new(key), _lease(ttl))
+            was = self._pop(key)
+            if upload is not None and entry is not None:
+                self._add(upload, entry)
+            if was is None:
+                return None
+            return await asyncio.shield(self._keep(self._retire(was)))
+
+    async def _retire(self, was: Entry) -> bytes:
+        """The beginning of an object that was in the table, which is then removed."""
+        try:
+            reading = await was.read()
+            try:
+                pieces = reading.pieces(0, min(was.size, RECORD_BYTES))
+                return b"".join([bytes(piece) async for piece in pieces])
+            finally:
+                await reading.close()
+        except (OSError, EOFError) as error:
+            raise ConnectorLostError(
+                f"the object was replaced, but what was there cannot be read: {error}"
+            ) from error
+        finally:
+            await self._remove_files([(was.key, was.path)])
+
+    async def register(self, key: str, ttl: float | None = None) -> None:
         """Remembers that the object of a key will come.
+
+        Args:
+            key: The key.
+            ttl: Seconds of its lease.
 
         Raises:
             KeyExistsError: It has come.
         """
-        if key in self._later:
+        if self.is_awaited(key):
             return
         self.check_free(key)
         # To the end also when cancelled: a file that nobody knows of would come back one day.
-        await uncancelled(self._note_later(key))
+        await uncancelled(self._register(key, _lease(ttl)))
 
-    async def _note_later(self, key: str) -> None:
+    async def _register(self, key: str, lease: Lease | None) -> None:
+        path, head = None, b""
         if self.limits.persist:
-            with contextlib.suppress(FileExistsError):  # two who register it at the same time
-                await run_in_worker(_write_file, self._later_path(key), write_head(key, LATER), b"")
-        self._later.add(key)
+            path, head = self._files.new(key, "later"), write_head(key)
+            raw = b"" if lease is None else pack(lease)
+            await run_in_worker(write_file, path, head, raw)
+            if key in self._later or key in self._forbidden:  # two did it at once; or it is over
+                await run_in_worker(remove, [path])
+                return
+        self._later[key] = Registration(path, len(head), lease)
+        self.leases.note(key, lease)
 
     # -- what goes ----------------------------------------------------------------------------
 
@@ -296,34 +299,27 @@ class Storage:
             keys: Of objects, or registered ones.
             forbid: Whether the keys are never to be used: nothing may come under them later.
         """
-        there, paths = [], []
+        there: list[bool] = []
+        gone: list[tuple[str, str | None]] = []
         now = time.monotonic()
         while self._forbidden and next(iter(self._forbidden.values())) < now:
             self._forbidden.popitem(last=False)
         for key in keys:
-            entry = self._entries.pop(key, None)
+            self._end_if_over(key)
+            entry = self._pop(key)
             there.append(entry is not None)
             if entry is not None:
-                if entry.memory is not None:
-                    self.memory_used -= entry.size
-                if entry.path is not None:
-                    self.disk_used -= entry.size
-                    paths.append(entry.path)
-            elif key in self._later:
-                self._later.discard(key)
-                if self.limits.persist:
-                    paths.append(self._later_path(key))
+                gone.append((key, entry.path))
+            elif (registration := self._later.pop(key, None)) is not None:
+                self.leases.drop(registration.lease)
+                gone.append((key, registration.path))
             elif forbid:
                 self._forbidden[key] = now + _FORBIDDEN_SECONDS
             else:
                 continue
             self._on_change(key)
-        if paths:
-            await asyncio.shield(run_in_worker(_remove, paths))
+        await self._remove_files(gone)
         return there
-
-    def _later_path(self, key: str) -> str:
-        return os.path.join(self.directory, f"{file_name(key)}.later")
 
     async def clear(self, prefix: str) -> int:
         """Evicts every object, and every registered key, that begins so; returns how many."""
@@ -331,24 +327,126 @@ class Storage:
         await self.evict(keys)
         return len(keys)
 
+    def _pop(self, key: str) -> Entry | None:
+        """Takes an object out of the table; its file, if it has one, is still to be removed."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.room.give_back(entry)
+            self.leases.drop(entry.lease)
+        return entry
 
-def _write_file(path: str, head: bytes, body: bytes | memoryview) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        for part in (head, body):
-            with memoryview(part) as view:
-                at = 0
-                while at < len(view):
-                    at += os.write(file, view[at:])
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise
-    finally:
-        os.close(file)
+    async def _remove_files(self, gone: Sequence[tuple[str, str | None]]) -> None:
+        """Removes files, with all that are being removed of the same keys.
+
+        So none that is older is left when the removal of the latest was acknowledged.
+        """
+        keys = {key for key, path in gone if path is not None}
+        if not keys:
+            return
+        for key, path in gone:
+            if path is not None:
+                self._going.setdefault(key, []).append(path)
+        await asyncio.shield(self._keep(self._finish_removing(keys)))
+
+    async def _finish_removing(self, keys: set[str]) -> None:
+        going = {key: [*self._going.get(key, ())] for key in keys}
+        await run_in_worker(remove, [path for paths in going.values() for path in paths])
+        for key, paths in going.items():
+            left = [path for path in self._going.get(key, ()) if path not in paths]
+            if left:
+                self._going[key] = left
+            else:
+                self._going.pop(key, None)
+
+    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Starts what goes on whoever is cancelled."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- leases -------------------------------------------------------------------------------
+
+    async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """Gives objects, and registered keys, a new lease; tells of each whether it was there.
+
+        Args:
+            keys: The keys.
+            ttl: Seconds from now; None for no lease any more.
+
+        Raises:
+            StoreFullError: There is no room to write a lease down.
+        """
+        held: list[bool] = []
+        # One after another, or a lease that was written down later may be the older one.
+        async with self._extending:
+            await uncancelled(self._extend(keys, ttl, held))
+        return held
+
+    async def _extend(self, keys: Sequence[str], ttl: float | None, held: list[bool]) -> None:
+        to_write: list[tuple[str, int, bytes]] = []
+        for key in keys:
+            await self._settled(key)
+            self._end_if_over(key)
+            one = self._entries.get(key) or self._later.get(key)
+            held.append(one is not None)
+            if one is None or (ttl is None and one.lease is None):
+                continue
+            if one.lease is None:
+                one.lease = Lease(ttl)
+            else:
+                one.lease.set(ttl)
+            self.leases.note(key, one.lease)
+            if self.limits.persist and one.path is not None:
+                to_write.append((one.path, one.offset + one.size, pack(one.lease)))
+        if to_write:
+            try:
+                await run_in_worker(_write_leases, to_write)
+            except OSError as error:
+                raise full_or_broken(error) from error
+
+    def _end_if_over(self, key: str) -> None:
+        """Ends what a key has, if its lease has ended."""
+        one = self._entries.get(key) or self._later.get(key)
+        if one is not None and one.lease is not None and one.lease.ended:
+            self._end([(key, one.lease)])
+
+    def _end(self, over: Sequence[tuple[str, Lease]]) -> None:
+        """Ends what has these leases, if it is still there."""
+        gone: list[tuple[str, str | None]] = []
+        for key, lease in over:
+            entry, registration = self._entries.get(key), self._later.get(key)
+            if entry is not None and entry.lease is lease:
+                self._pop(key)
+                gone.append((key, entry.path))
+            elif registration is not None and registration.lease is lease:
+                del self._later[key]
+                self.leases.drop(lease)
+                gone.append((key, registration.path))
+            else:
+                continue
+            self.ended += 1
+            self._on_change(key)
+        if any(path for _, path in gone):
+            self._keep(self._remove_files(gone)).add_done_callback(_report)
 
 
-def _remove(paths: Sequence[str]) -> None:
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+def _lease(ttl: float | None) -> Lease | None:
+    return None if ttl is None else Lease(ttl)
+
+
+def _taken(key: str) -> KeyExistsError:
+    return KeyExistsError(
+        f"key {key!r} is taken",
+        hint="keys are write-once: evict it first, or choose another",
+    )
+
+
+def _write_leases(leases: Sequence[tuple[str, int, bytes]]) -> None:
+    for one in leases:
+        write_lease(*one)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("cannot remove the file of an object whose lease has ended: %s", error)

@@ -9,14 +9,16 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from proxyplane._runtime.workers import run_in_worker
+from proxyplane.endpoint.files import write_head
+from proxyplane.endpoint.leases import Lease, pack
 from proxyplane.endpoint.memory import Memory
-from proxyplane.endpoint.objects import Entry, write_head
+from proxyplane.endpoint.objects import Entry
 from proxyplane.exceptions import ConnectorError, StoreFullError
 
 if TYPE_CHECKING:
-    from proxyplane.endpoint.storage import Storage
+    from proxyplane.endpoint.room import Room
 
-__all__ = ["Upload", "uncancelled"]
+__all__ = ["Upload", "full_or_broken", "uncancelled"]
 
 _TOGETHER = 4 << 20  # bytes that are written to a file at once
 _VECTORS = 1000  # that a system takes in one call
@@ -31,11 +33,12 @@ class Upload:
         memory: Where they go, if to memory.
         path: The file they go to, if to one.
         final: The name that this file gets when all is written, and may have.
+        tag: What tells the object from every other one.
         settled: Whether it is in the table.
     """
 
     def __init__(
-        self, storage: Storage, key: str, size: int, *, in_memory: bool, path: str | None
+        self, room: Room, key: str, size: int, *, in_memory: bool, path: str | None
     ) -> None:
         self.key = key
         self.size = size
@@ -43,10 +46,11 @@ class Upload:
         self.path = path
         self.final: str | None = None
         self.settled = False
-        self._storage = storage
+        self._room = room
         self._received = 0
         self._file = -1
-        head = write_head(key, size) if path is not None else b""
+        self.tag = os.urandom(8).hex()
+        head = write_head(key, size, self.tag) if path is not None else b""
         self._offset = self._held_bytes = len(head)
         self._held: list[bytes | bytearray | memoryview] = [head]
 
@@ -58,7 +62,7 @@ class Upload:
             os.close(self._file)
             self._file = -1
         if not self.settled:
-            self._storage.abandon(self)
+            self._room.abandon(self)
 
     async def write(self, piece: bytes | bytearray | memoryview) -> None:
         """Takes the next bytes; those of a view may be used again when this returns.
@@ -79,8 +83,12 @@ class Upload:
                 await self._flush()
         self._received += size
 
-    async def finish(self, path: str) -> Entry:
+    async def finish(self, path: str, lease: Lease | None = None) -> Entry:
         """Makes of it what the table holds; its file, if it has one, gets this path.
+
+        Args:
+            path: For the file.
+            lease: When the object ends.
 
         Raises:
             ConnectorError: Not all bytes have come.
@@ -90,14 +98,16 @@ class Upload:
             raise ConnectorError(f"{self._received} of {self.size} bytes came")
         if self.path is not None:
             self.final = path  # before: a worker renames it also if this is cancelled
+            end = [] if lease is None or lease.deadline is None else [pack(lease)]
             if self.memory is None:
+                self._held += end
                 await self._flush(path)
             else:
                 with self.memory.view() as view:
-                    self._held.append(view)
+                    self._held += [view, *end]
                     await self._flush(path)
             self.path = path
-        return Entry(self.key, self.size, self.memory, self.path, self._offset)
+        return Entry(self.key, self.size, self.memory, self.path, self._offset, self.tag, lease)
 
     async def _flush(self, final: str | None = None) -> None:
         assert self.path is not None

@@ -8,30 +8,47 @@ import json
 import struct
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from proxyplane._runtime.workers import run_in_worker
+from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer
 from proxyplane.connectors.endpoint.channel import Answer, Body, Channel, NotSentError
-from proxyplane.connectors.endpoint.keys import quote_key
+from proxyplane.connectors.endpoint.keys import SHORT, quote_key
 from proxyplane.connectors.endpoint.places import Address, Place, address_of, place_for
 from proxyplane.connectors.endpoint.problems import error_of
 from proxyplane.connectors.endpoint.shared import POSSIBLE, map_memory
 from proxyplane.connectors.endpoint.watch import Watch
 from proxyplane.connectors.endpoint.wire import Connection, ProtocolError
 from proxyplane.exceptions import (
+    ConfigError,
     ConnectorClosedError,
     ConnectorError,
     ConnectorLostError,
     ConnectorUnavailableError,
+    NotSupportedError,
 )
 
-__all__ = ["ENDPOINT", "Client", "Patience", "open_connection", "pack_batch"]
+__all__ = [
+    "ENDPOINT",
+    "LEASE",
+    "VERSIONS",
+    "Client",
+    "Lease",
+    "Patience",
+    "lease_of",
+    "open_connection",
+    "pack_batch",
+]
 
 ENDPOINT: Final = "Endpoint"
 """The header that says for which endpoint a request is."""
 MEMORY: Final = "Memory"
 """The header of a request that an object may be mapped, and of the answer that says where."""
+LEASE: Final = "Lease"
+"""The header that says for how many seconds an object is to stay."""
+VERSIONS: Final = ("v1", "v2")
+"""Of the API: leases and swaps came with the second."""
 LENGTH: Final = struct.Struct(">I")
 _UNDO_SECONDS = 5.0
 
@@ -49,6 +66,30 @@ class Patience:
     connect: float = 5.0
     progress: float = 30.0
     connections: int = 32
+
+
+class Lease(NamedTuple):
+    """How a request says that an object has a lease.
+
+    Attributes:
+        api: How its path begins: an endpoint that keeps no leases does not know this path.
+        fields: Its headers.
+    """
+
+    api: str
+    fields: dict[str, str]
+
+
+_NO_LEASE: Final = Lease("/v1", {})
+
+
+def lease_of(ttl: float | None) -> Lease:
+    """The lease of so many seconds.
+
+    Raises:
+        ValueError: See `require_ttl`.
+    """
+    return _NO_LEASE if ttl is None else Lease("/v2", {LEASE: repr(require_ttl(ttl))})
 
 
 async def open_connection(address: Address, patience: Patience) -> Connection:
@@ -91,7 +132,10 @@ class Client:
     async def _connect(self) -> Connection:
         # Looked up each time: where it listens may have changed while it was down.
         if self._place is None:
-            self._place = await run_in_worker(place_for, self._endpoint)
+            try:
+                self._place = await run_in_worker(place_for, self._endpoint)
+            except ConfigError as error:
+                raise ConnectorUnavailableError(str(error.args[0]), hint=error.hint) from error
         address = await run_in_worker(address_of, self._place)
         self._channel.set_fields(
             {"Authorization": f"Bearer {address.token}"} if address.token else {}
@@ -131,10 +175,21 @@ class Client:
             ) as answer:
                 if answer.status >= 400 and not (missing and answer.status == 404):
                     text = b"" if method == "HEAD" else await answer.text()
+                    if path.startswith("/v2/") and answer.fields.get("problem") == "no-route":
+                        raise self._too_old(endpoint)
                     raise error_of(answer.fields, text) or ConnectorError(
                         f"{self._where} answered {answer.status} to {method}"
                     )
                 yield answer
+
+    def _too_old(self, endpoint: str) -> NotSupportedError:
+        local = self._place is not None and self._place.id.startswith(endpoint)
+        more = "" if local else f", or its peer {endpoint[:SHORT]}...,"
+        return NotSupportedError(
+            f"{self._where}{more} is of an older version, which keeps no leases and replaces "
+            "nothing; nothing has happened",
+            hint="update proxyplane there, and start the endpoint again",
+        )
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -163,11 +218,17 @@ class Client:
                 "happened"
             ) from error
 
-    async def call(self, path: str, endpoint: str, what: Mapping[str, Any]) -> Any:
+    async def call(
+        self,
+        path: str,
+        endpoint: str,
+        what: Mapping[str, Any],
+        fields: Mapping[str, str] | None = None,
+    ) -> Any:
         """Sends JSON and returns the JSON of the answer."""
         body = json.dumps(what).encode()
         async with self.ask(
-            "POST", path, endpoint, size=len(body), body=[memoryview(body)]
+            "POST", path, endpoint, fields=fields, size=len(body), body=[memoryview(body)]
         ) as answer:
             text = await answer.text()
         return json.loads(text) if text else None

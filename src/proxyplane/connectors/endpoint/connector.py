@@ -5,31 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 from proxyplane._runtime.fork import on_fork
 from proxyplane._runtime.per_loop import PerLoop
+from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import KeyMaker
-from proxyplane.connectors._waiters import deadline
-from proxyplane.connectors.endpoint.client import Client, Patience, pack_batch
-from proxyplane.connectors.endpoint.keys import (
-    LONGEST_KEY,
-    is_id,
-    make_key,
-    quote_key,
-    split_key,
-)
-from proxyplane.connectors.endpoint.places import default_place, find
+from proxyplane.connectors._multi_tasks import to_the_end
+from proxyplane.connectors.endpoint.client import Client, Lease, lease_of, pack_batch
+from proxyplane.connectors.endpoint.keys import LONGEST_KEY, make_key, quote_key, split_key
+from proxyplane.connectors.endpoint.url import parse_url, patience_of, write_url
+from proxyplane.connectors.endpoint.waiting import wait_for
 from proxyplane.exceptions import (
     ConfigError,
     ConnectorClosedError,
+    ConnectorError,
     ConnectorLostError,
-    ConnectorUnavailableError,
     KeyExistsError,
-    NotAllowedError,
-    ObjectLostError,
     ObjectTooLargeError,
     ProxyPlaneError,
 )
@@ -37,7 +30,6 @@ from proxyplane.exceptions import (
 T = TypeVar("T")
 
 _TOGETHER = 1 << 20  # bytes of a small object, of which many are read in one request
-_LOOK_SECONDS = 1.0  # for which one may look, though there is less time to wait
 
 
 class EndpointConnector(DeferrableConnector):
@@ -50,10 +42,13 @@ class EndpointConnector(DeferrableConnector):
     its object is, so it can be used with any URL; one of yours is looked for at the endpoint of the
     URL.
 
-    Lost connections: reading is tried a second time, and so is storing under a key that the
-    connector made itself. Evicting, setting, and storing under a key of yours, may have happened
-    already: they raise `ConnectorLostError`. Whoever waits goes on waiting while an endpoint, or
-    the link to it, is down.
+    Leases are kept by the endpoint that has the object. One of an older version, which keeps none
+    and replaces nothing, is told by a `NotSupportedError`, and nothing has happened.
+
+    Lost connections: reading is tried a second time, and so are extending, and storing under a key
+    that the connector made itself. Evicting, setting, swapping, and storing under a key of yours,
+    may have happened already: they raise `ConnectorLostError`. Whoever waits goes on waiting while
+    an endpoint, or the link to it, is down.
 
     Args:
         endpoint: ``endpoint://ID``, the id alone, or the name of an endpoint of this machine or of
@@ -69,6 +64,8 @@ class EndpointConnector(DeferrableConnector):
 
     scheme: ClassVar[str] = "endpoint"
     takes_keys: ClassVar[bool] = True
+    takes_ttl: ClassVar[bool] = True
+    reads_at_once: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -78,15 +75,15 @@ class EndpointConnector(DeferrableConnector):
         timeout: float | None = None,
         max_connections: int | None = None,
     ) -> None:
-        self.endpoint, options = _parse(endpoint)
+        self.endpoint, options = parse_url(endpoint)
         given = {
             "connect_timeout": connect_timeout,
             "timeout": timeout,
             "max_connections": max_connections,
         }
         options |= {name: value for name, value in given.items() if value is not None}
-        patience = _patience(options)
-        self._url = _write_url(self.endpoint, patience)
+        patience = patience_of(options)
+        self._url = write_url(self.endpoint, patience)
         self._closed = self._to_clear = False
         self._keys = KeyMaker()
         self._clients = PerLoop(lambda: Client(self.endpoint, patience), Client.aclose)
@@ -116,8 +113,13 @@ class EndpointConnector(DeferrableConnector):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).from_url, (self._url,)
 
-    async def put(self, frames: Frames, *, key: str | None = None) -> str:
+    async def put(self, frames: Frames, *, key: str | None = None, ttl: float | None = None) -> str:
         """Stores one object at the endpoint of the URL; see `Connector.put`.
+
+        Args:
+            frames: The bytes of the object.
+            key: A key chosen by the caller; by default a new one.
+            ttl: Seconds until it is gone; by default it stays.
 
         Raises:
             ConnectorLostError: For a key of yours: the link broke, and the object may or may not
@@ -126,16 +128,17 @@ class EndpointConnector(DeferrableConnector):
         """
         body = views(frames)
         size = total(body)
+        lease = lease_of(ttl)
         if key is not None and not self._is_fresh(key):
             client = await self._client()
-            await self._store(client, key, self._at(key), body, size)
+            await self._store(client, key, self._at(key), body, lease)
             self._user_keys.add(key)
             return key
         key = self._new_key(size) if key is None else str(key)
 
         async def store(client: Client) -> None:
             try:
-                await self._store(client, key, self.endpoint, body, size)
+                await self._store(client, key, self.endpoint, body, lease)
             except asyncio.CancelledError:
                 client.undo([key], self.endpoint)
                 raise
@@ -144,10 +147,12 @@ class EndpointConnector(DeferrableConnector):
         return key
 
     async def _store(
-        self, client: Client, key: str, endpoint: str, body: list[memoryview], size: int
+        self, client: Client, key: str, endpoint: str, body: list[memoryview], lease: Lease
     ) -> None:
-        path = f"/v1/objects/{quote_key(_short_enough(key))}"
-        async with client.ask("PUT", path, endpoint, size=size, body=body) as answer:
+        path = f"{lease.api}/objects/{quote_key(_short_enough(key))}"
+        async with client.ask(
+            "PUT", path, endpoint, fields=lease.fields, size=total(body), body=body
+        ) as answer:
             await answer.text()
 
     async def get(self, key: str, *, size: int | None = None) -> Buffer | None:
@@ -188,14 +193,20 @@ class EndpointConnector(DeferrableConnector):
         return made is not None and self.endpoint.startswith(made.endpoint)
 
     async def put_batch(
-        self, batch: Sequence[Frames], *, keys: Sequence[str] | None = None
+        self,
+        batch: Sequence[Frames],
+        *,
+        keys: Sequence[str] | None = None,
+        ttl: float | None = None,
     ) -> list[str]:
         """Stores many objects, all or none, in one request; returns their keys in order.
 
         Args:
             batch: The objects.
             keys: Their keys, each from `make_key`.
+            ttl: As for `put`.
         """
+        lease = lease_of(ttl)
         bodies = [views(frames) for frames in batch]
         if not bodies:
             await self._client()
@@ -208,7 +219,10 @@ class EndpointConnector(DeferrableConnector):
         async def store(client: Client) -> None:
             try:
                 async with client.ask(
-                    "POST", "/v1/write", self.endpoint, size=total(pieces), body=pieces
+                    *("POST", f"{lease.api}/write", self.endpoint),
+                    fields=lease.fields,
+                    size=total(pieces),
+                    body=pieces,
                 ) as answer:
                     await answer.text()
             except asyncio.CancelledError:
@@ -256,27 +270,95 @@ class EndpointConnector(DeferrableConnector):
             ConnectorLostError: The link broke; some may have been evicted.
         """
         client = await self._client()
-        there = [False] * len(keys)
+
+        async def evict(endpoint: str, some: list[str]) -> Any:
+            return (await client.call("/v1/evict", endpoint, {"keys": some}))["there"]
+
+        there = await self._at_each(keys, evict)
+        self._user_keys.difference_update(keys)
+        return there
+
+    async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
+        """Gives objects a new lease, in one request for each endpoint; see `Connector.extend`.
+
+        Raises:
+            NotSupportedError: An endpoint is of an older version and keeps no leases.
+        """
+        seconds = None if ttl is None else require_ttl(ttl)
+        await self._client()
+
+        async def extend(endpoint: str, some: list[str]) -> Any:
+            what = {"keys": some, "ttl": seconds}
+            told = await self._twice(lambda client: client.call("/v2/extend", endpoint, what))
+            return told["held"]
+
+        return await self._at_each(keys, extend)
+
+    async def _at_each(
+        self, keys: Sequence[str], call: Callable[[str, list[str]], Awaitable[Any]]
+    ) -> list[bool]:
+        """Asks each endpoint that has any of some keys, and gives what is told of each key."""
+        told = [False] * len(keys)
         grouped: dict[str, list[int]] = {}
         for number, key in enumerate(keys):
             if len(key) <= LONGEST_KEY:
                 grouped.setdefault(self._at(key), []).append(number)
         for endpoint, numbers in grouped.items():
-            told = await client.call(
-                "/v1/evict", endpoint, {"keys": [keys[number] for number in numbers]}
-            )
-            for number, was_there in zip(numbers, told["there"], strict=True):
-                there[number] = bool(was_there)
-        self._user_keys.difference_update(keys)
-        return there
+            answers = await call(endpoint, [keys[number] for number in numbers])
+            for number, answer in zip(numbers, answers, strict=True):
+                told[number] = bool(answer)
+        return told
 
-    async def new_key(self) -> str:
-        """Registers a key at the endpoint of the URL, whose object will come later."""
+    async def swap(
+        self, key: str, frames: Frames | None, *, ttl: float | None = None
+    ) -> Buffer | None:
+        """Replaces what a key holds, and returns its beginning; see `SupportsNames.swap`.
+
+        It goes on to its end when its caller is cancelled, who waits for that for some seconds.
+
+        Raises:
+            ConnectorLostError: The connection broke, and it may or may not be done.
+            KeyExistsError: The key is one of `new_key`, and its object has not come yet.
+            NotSupportedError: The endpoint is of an older version and replaces nothing.
+            ObjectTooLargeError: As for `put`.
+        """
+        lease = lease_of(ttl)
+        body = [] if frames is None else views(frames)
+        if frames is not None and not total(body):
+            raise ConnectorError("an object has at least one byte")
+        path = f"/v2/swap/{quote_key(_short_enough(key))}"
+        client = await self._client()
+
+        async def replace() -> Buffer | None:
+            async with client.ask(
+                *("POST", path, self._at(key)),
+                fields=lease.fields,
+                size=total(body),
+                body=body,
+            ) as answer:
+                was = await answer.body()
+                return None if answer.status == 201 else was
+
+        if frames is not None and not self._keys.is_mine(key[:32]):
+            self._user_keys.add(key)  # before: it may be done although the call fails
+        was = await to_the_end(replace())
+        if frames is None:
+            self._user_keys.discard(key)
+        return was
+
+    async def new_key(self, *, ttl: float | None = None) -> str:
+        """Registers a key at the endpoint of the URL, whose object will come later.
+
+        Args:
+            ttl: Seconds that the registration has, and its object after it; by default it stays.
+        """
         key = self._new_key(0)
+        lease = lease_of(ttl)
+        path = f"{lease.api}/later/{quote_key(key)}"
 
         async def register(client: Client) -> None:
             try:
-                await client.call(f"/v1/later/{quote_key(key)}", self.endpoint, {})
+                await client.call(path, self.endpoint, {}, lease.fields)
             except asyncio.CancelledError:
                 client.undo([key], self.endpoint)
                 raise
@@ -311,40 +393,7 @@ class EndpointConnector(DeferrableConnector):
             ObjectLostError: The endpoint does not know the key (any more).
             NotAllowedError: The endpoint does not let this site wait.
         """
-        client = await self._client()
-        endpoint = self._at(_short_enough(key))
-        since = asyncio.get_running_loop().time()
-        if timeout is not None and timeout < _LOOK_SECONDS:
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    if await self._is_there(client, key, endpoint):
-                        return
-            except NotAllowedError:
-                raise
-            except (ConnectorUnavailableError, ConnectorLostError, TimeoutError):
-                pass  # it may be over in time
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        watcher = client.watch.add(endpoint, key, future.set_result)
-        try:
-            async with deadline(key, timeout, since=since):
-                heard = await future
-        except TimeoutError as error:
-            if client.watch.trouble is not None:
-                raise TimeoutError(*error.args) from client.watch.trouble
-            raise
-        finally:
-            client.watch.leave(watcher)
-        if isinstance(heard, ProxyPlaneError):
-            raise type(heard)(*heard.args, hint=heard.hint)
-        if heard == "gone":
-            raise _lost(key)
-
-    async def _is_there(self, client: Client, key: str, endpoint: str) -> bool:
-        async with client.ask("GET", f"/v1/later/{quote_key(key)}", endpoint) as answer:
-            state = await answer.text()
-        if state == b"gone":
-            raise _lost(key)
-        return state == b"there"
+        await wait_for(await self._client(), key, self._at(_short_enough(key)), timeout)
 
     async def aclose(self, *, clear: bool = False) -> None:
         """Closes the connections of every event loop; operations and waits under way fail.
@@ -418,81 +467,3 @@ def _short_enough(key: str) -> str:
     if len(key.encode("utf-8", "surrogatepass")) > LONGEST_KEY:
         raise ObjectTooLargeError(f"a key of more than {LONGEST_KEY} bytes; no endpoint takes it")
     return key
-
-
-def _lost(key: str) -> ObjectLostError:
-    return ObjectLostError(
-        f"the endpoint does not know the key {key!r}, or not any more",
-        hint="it was evicted, or its endpoint was restarted and keeps nothing",
-    )
-
-
-_NUMBERS: dict[str, type] = {"connect_timeout": float, "max_connections": int, "timeout": float}
-
-
-def _parse(endpoint: str | None) -> tuple[str, dict[str, Any]]:
-    """The id, and the options of the URL if it is one."""
-    if endpoint is None:
-        return default_place().id, {}
-    if not endpoint.startswith("endpoint:"):
-        return _id_of_name(endpoint), {}
-    parts = urlsplit(endpoint)
-    if not is_id(parts.netloc) or parts.path.strip("/") or parts.fragment:
-        raise ConfigError(
-            f"{endpoint!r} is not of the form endpoint://ID", hint="proxyplane endpoint list"
-        )
-    options: dict[str, Any] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in _NUMBERS or name in options:
-            raise ConfigError(
-                f"option {name!r} of an endpoint URL is unknown, or stands there twice",
-                hint=f"known are {', '.join(_NUMBERS)}",
-            )
-        try:
-            options[name] = _NUMBERS[name](text)
-        except ValueError:
-            raise ConfigError(f"{name}={text!r} in an endpoint URL is no number") from None
-    return parts.netloc, options
-
-
-def _id_of_name(name: str) -> str:
-    if is_id(name):
-        return name
-    places = find()
-    for place in places:
-        if place.name == name:
-            return place.id
-    for place in places:
-        if name in place.peers:
-            return place.peers[name]
-    known = [place.name for place in places] + [peer for place in places for peer in place.peers]
-    raise ConfigError(
-        f"{name!r} is neither an endpoint of this machine nor a peer of one",
-        hint=f"known are {', '.join(map(repr, known)) or 'none'}",
-    )
-
-
-def _patience(options: dict[str, Any]) -> Patience:
-    for name, value in options.items():
-        if not 0 < value < float("inf"):
-            raise ConfigError(f"{name} must be a number above 0, not {value}")
-    default = Patience()
-    return Patience(
-        connect=float(options.get("connect_timeout", default.connect)),
-        progress=float(options.get("timeout", default.progress)),
-        connections=int(options.get("max_connections", default.connections)),
-    )
-
-
-def _write_url(endpoint: str, patience: Patience) -> str:
-    default = Patience()
-    options = []
-    for name, value, usual in (
-        ("connect_timeout", patience.connect, default.connect),
-        ("max_connections", patience.connections, default.connections),
-        ("timeout", patience.progress, default.progress),
-    ):
-        if value != usual:
-            options.append(f"{name}={repr(value).removesuffix('.0')}")
-    query = "&".join(options)
-    return f"endpoint://{endpoint}?{query}" if query else f"endpoint://{endpoint}"

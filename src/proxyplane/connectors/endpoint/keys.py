@@ -14,6 +14,8 @@ import hashlib
 import re
 from typing import NamedTuple
 
+from proxyplane.connectors._keys import with_place
+
 __all__ = ["Made", "id_of", "is_id", "make_key", "quote_key", "split_key", "unquote_key"]
 
 ID_LENGTH = 52
@@ -22,7 +24,6 @@ LONGEST_KEY = 1 << 15
 """Bytes of the longest key, in UTF-8."""
 
 _ID = re.compile(r"[a-z2-7]{52}")
-_MADE = re.compile(r"([0-9a-f]{32})-([0-9a-f]{1,15})@([a-z2-7]{16})")
 
 
 class Made(NamedTuple):
@@ -57,7 +58,7 @@ def make_key(unique: str, size: int, endpoint: str) -> str:
 
 def split_key(key: str) -> Made | None:
     """What a key tells; None for one that no connector made."""
-    match = _MADE.fullmatch(key)
+    match = with_place(key)
     return None if match is None else Made(match[1], int(match[2], 16), match[3])
 
 
