@@ -49,17 +49,6 @@ def run_at(site, code, *words):
     return done.stdout.strip()
 
 
-@pytest.fixture
-def pair(make_site, monkeypatch):
-    """Two started sites that are peers, for this test alone; this process is one of the first."""
-    made = [make_site(name, "--persist", listen=at_loopback()) for name in ("one", "two")]
-    introduce(*made)
-    for site in made:
-        site.start()
-    here(monkeypatch, made[0])
-    return made
-
-
 async def test_names(sites):
     """An endpoint of this machine and its peers can be named; nothing names this one."""
     near, far = sites

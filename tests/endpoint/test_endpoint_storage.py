@@ -25,25 +25,6 @@ from proxyplane.testing import cancelled_at
 MB = 1_000_000
 
 
-@pytest.fixture
-def at(make_site, monkeypatch):
-    """Makes a site with these settings, starts it, and makes this process one of it."""
-
-    def make(*words):
-        site = make_site("own", *words)
-        monkeypatch.setenv("PROXYPLANE_ENDPOINTS", str(site.directory))
-        monkeypatch.setenv("PROXYPLANE_ENDPOINT", site.name)
-        site.start()
-        return site
-
-    return make
-
-
-def files_of(site):
-    """The files of its objects."""
-    return sorted(os.listdir(site.directory / site.name / "objects"))
-
-
 async def test_memory_has_a_budget(at):
     """What exceeds the memory that an endpoint may use goes to files, and all of it is found."""
     site = at("--memory", "3MB")
@@ -57,7 +38,7 @@ async def test_memory_has_a_budget(at):
     assert await connector.evict_batch(keys) == [True] * 10
     status = site.status()
     assert (0, 0) == (status["memory"]["used"], status["disk"]["used"])
-    assert files_of(site) == []
+    assert site.files == []
     await connector.aclose()
 
 
@@ -68,9 +49,9 @@ async def test_what_was_used_lately_stays_in_memory(at):
     first, second = [await connector.put([bytes([1]) * MB]) for _ in range(2)]
     await connector.get(first)
     await connector.put([bytes(2 * MB)])
-    assert len(files_of(site)) == 1
+    assert len(site.files) == 1
     await connector.evict(second)
-    assert files_of(site) == []
+    assert site.files == []
     await connector.aclose()
 
 
@@ -134,7 +115,7 @@ async def test_objects_persist(at, number):
     with pytest.raises(KeyExistsError):
         await connector.set(done, [b"again"])
     await connector.set(later, [b"later"])
-    assert len(files_of(site)) == 5
+    assert len(site.files) == 5
     await connector.aclose()
 
 
@@ -146,7 +127,7 @@ async def test_without_persistence_nothing_is_left(at):
     site.end(signal.SIGKILL)
     site.start()
     assert await connector.get(key) is None
-    assert files_of(site) == []
+    assert site.files == []
     with pytest.raises(ObjectLostError):
         await connector.set(later, [b"x"])
     with pytest.raises(ObjectLostError):
@@ -161,11 +142,11 @@ async def test_damaged_files_are_removed(at):
     keys = [await connector.put([bytes(MB)]) for _ in range(2)]
     site.end(signal.SIGKILL)
     objects = site.directory / site.name / "objects"
-    os.truncate(objects / files_of(site)[0], MB)
+    os.truncate(objects / site.files[0], MB)
     (objects / "stray").write_bytes(b"nothing")
     site.start()
     assert sorted([await connector.exists(key) for key in keys]) == [False, True]
-    assert len(files_of(site)) == 1
+    assert len(site.files) == 1
     assert site.log.count("not whole") == 2
     await connector.aclose()
 

@@ -21,6 +21,14 @@ from proxyplane.connectors.endpoint.keys import quote_key
 
 SECONDS = 50
 
+WHERE = {
+    "memory": (),
+    "spilled": ("--memory", "100KB"),
+    "persistent": ("--persist",),
+    "persistent, on disk": ("--persist", "--memory", "100KB"),
+}
+"""The settings of an endpoint by which objects are here or there."""
+
 
 class Site:
     """A machine with one endpoint, of which processes are told by their environment.
@@ -117,6 +125,11 @@ class Site:
         code = self.process.wait(SECONDS)
         self.process = None
         return code
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files of its objects."""
+        return sorted(os.listdir(self.directory / self.name / "objects"))
 
     @property
     def socket_path(self) -> str:

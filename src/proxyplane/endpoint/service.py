@@ -72,6 +72,7 @@ class Service:
             ("POST", "read"): ("read", self._read),
             ("POST", "write"): ("write", self._write),
             ("POST", "evict"): ("write", self._evict),
+            ("POST", "exists"): ("read", self._exists),
             ("POST", "extend"): ("write", self._extend),
             ("POST", "swap"): ("read write", self._swap),
             ("POST", "clear"): ("write", self._clear),
@@ -283,6 +284,11 @@ class Service:
     async def _evict(self, caller: Caller, request: Request, text: str) -> Reply:
         said = await _json(request)
         there = await self._storage.evict(_keys(said), forbid=said.get("forbid") is True)
+        return whole(json.dumps({"there": there}).encode())
+
+    async def _exists(self, caller: Caller, request: Request, text: str) -> Reply:
+        keys = _keys(await _json(request))
+        there = [self._storage.find(key) is not None for key in keys]
         return whole(json.dumps({"there": there}).encode())
 
     async def _extend(self, caller: Caller, request: Request, text: str) -> Reply:

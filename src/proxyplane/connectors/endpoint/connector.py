@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -11,7 +12,7 @@ from proxyplane._runtime.per_loop import PerLoop
 from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._inline import total, views
-from proxyplane.connectors._keys import KeyMaker
+from proxyplane.connectors._keys import ChosenKeys, KeyMaker
 from proxyplane.connectors._multi_tasks import to_the_end
 from proxyplane.connectors.endpoint.client import Client, Lease, lease_of, pack_batch
 from proxyplane.connectors.endpoint.keys import LONGEST_KEY, make_key, quote_key, split_key
@@ -23,6 +24,8 @@ from proxyplane.exceptions import (
     ConnectorError,
     ConnectorLostError,
     KeyExistsError,
+    NotAllowedError,
+    NotSupportedError,
     ObjectTooLargeError,
     ProxyPlaneError,
 )
@@ -93,7 +96,7 @@ class EndpointConnector(DeferrableConnector):
     def after_fork_in_child(self) -> None:
         """Starts as one that has put nothing; clients and keys see to themselves."""
         self._made_keys = False
-        self._user_keys: set[str] = set()
+        self._chosen: ChosenKeys[bool] = ChosenKeys()
 
     @classmethod
     def from_url(cls, url: str) -> EndpointConnector:
@@ -130,9 +133,9 @@ class EndpointConnector(DeferrableConnector):
         size = total(body)
         lease = lease_of(ttl)
         if key is not None and not self._is_fresh(key):
-            client = await self._client()
-            await self._store(client, key, self._at(key), body, lease)
-            self._user_keys.add(key)
+            await self._forget_gone()
+            await self._store(await self._client(), key, self._at(key), body, lease)
+            self._chosen.note(key, True)
             return key
         key = self._new_key(size) if key is None else str(key)
 
@@ -275,7 +278,7 @@ class EndpointConnector(DeferrableConnector):
             return (await client.call("/v1/evict", endpoint, {"keys": some}))["there"]
 
         there = await self._at_each(keys, evict)
-        self._user_keys.difference_update(keys)
+        self._chosen.forget(keys)
         return there
 
     async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
@@ -339,12 +342,30 @@ class EndpointConnector(DeferrableConnector):
                 was = await answer.body()
                 return None if answer.status == 201 else was
 
-        if frames is not None and not self._keys.is_mine(key[:32]):
-            self._user_keys.add(key)  # before: it may be done although the call fails
+        chosen = frames is not None and not self._keys.is_mine(key[:32])
+        if chosen:
+            await self._forget_gone()
+            self._chosen.note(key, True)  # before: it may be done although the call fails
         was = await to_the_end(replace())
-        if frames is None:
-            self._user_keys.discard(key)
+        if chosen:
+            self._chosen.note(key, True)  # somebody may have looked in between
+        elif frames is None:
+            self._chosen.forget([key])
         return was
+
+    async def _forget_gone(self) -> None:
+        """From time to time, forgets chosen keys that others evicted, or whose leases ended."""
+        oldest = [key for key, _ in self._chosen.to_look_at()]
+        if not oldest:
+            return
+        client = await self._client()
+
+        async def look(endpoint: str, some: list[str]) -> Any:
+            return (await client.call("/v2/exists", endpoint, {"keys": some}))["there"]
+
+        with contextlib.suppress(NotSupportedError, NotAllowedError):  # they are kept, then
+            there = await self._at_each(oldest, look)
+            self._chosen.forget(key for key, one in zip(oldest, there, strict=True) if not one)
 
     async def new_key(self, *, ttl: float | None = None) -> str:
         """Registers a key at the endpoint of the URL, whose object will come later.
@@ -412,8 +433,9 @@ class EndpointConnector(DeferrableConnector):
         self._closed = False  # what is cleared goes through a connection
         try:
             if self._to_clear:
-                if self._user_keys:
-                    await self.evict_batch(list(self._user_keys))
+                chosen = [key for key, _ in self._chosen.items()]
+                if chosen:
+                    await self.evict_batch(chosen)
                 if self._made_keys:
                     client = await self._client()
                     await client.call("/v1/clear", self.endpoint, {"prefix": self._keys.prefix})
