@@ -317,10 +317,10 @@ async def test_a_server_that_was_silent_from_the_start(own_redis_server):
     server = await asyncio.to_thread(own_redis_server)
     server.pause()
     for url, words in [(server.url, "check host"), (server.url.replace(":", "s:", 1), "TLS")]:
-        connector = RedisConnector(url, timeout=0.2)
+        connector = RedisConnector(url, connect_timeout=0.2, timeout=0.1)
         with pytest.raises(ConnectorUnavailableError, match=r"no answer in 0\.2 s") as caught:
             await connector.get("any")
-        assert words in caught.value.hint and "raise timeout=" in caught.value.hint
+        assert words in caught.value.hint and "raise connect_timeout=" in caught.value.hint
         await connector.aclose()
     server.resume()
 

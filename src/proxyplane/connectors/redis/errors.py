@@ -194,12 +194,10 @@ def _why_not(exc: Exception, options: RedisOptions) -> tuple[str, str | None]:
 
 
 def _no_answer(options: RedisOptions) -> tuple[str, str]:
-    # Each step of connecting has the one, all of them together the other.
-    name = min("connect_timeout", "timeout", key=lambda name: getattr(options, name))
     tls = "whether the server expects TLS there, " if options.tls else ""
     return (
-        f"no answer in {getattr(options, name):g} s",
-        f"check {tls}host, port and firewall, or raise {name}=",
+        f"no answer in {options.connect_timeout:g} s",
+        f"check {tls}host, port and firewall, or raise connect_timeout=",
     )
 
 
