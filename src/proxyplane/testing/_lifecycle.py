@@ -210,4 +210,4 @@ class StoreTests(Harness):
     @pytest.mark.parametrize("cache_size", [0, 2, 16])
     def test_any_sequence_over_a_store(self, connector: Connector, cache_size: int) -> None:
         """So does a store over it, with its cache, in async and in blocking code."""
-        run_machine(lambda: StoreMachine(connector, cache_size=cache_size))
+        run_machine(lambda: StoreMachine(connector, cache_size=cache_size), max_examples=10)
