@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -54,15 +55,27 @@ def test_the_connector_is_short():
     assert len(named("sqlite_connector.py").splitlines()) < 60
 
 
+@pytest.fixture
+def quick_folder(tmp_path):
+    """A folder in memory where there is one: SQLite waits for the disk after each change."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("installed")
-def test_the_connector_passes_the_suite(pytester):
+def test_the_connector_passes_the_suite(pytester, quick_folder):
     """The test of the page, as it stands there, passes, and skips only what does not apply."""
     pytester.makeini(
         "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
     )
-    done = pytester.runpytest_subprocess("-q", "-rs", "test_sqlite.py")
+    done = pytester.runpytest_subprocess(
+        *("-q", "-rs", "test_sqlite.py", f"--basetemp={os.path.join(quick_folder, 'base')}")
+    )
     outcomes = done.parseoutcomes()
     assert set(outcomes) == {"passed", "skipped"}
     assert outcomes["passed"] > 70

@@ -104,7 +104,7 @@ async def test_a_half_open_link_is_noticed(internet, join, deaf, defended):
         internet.deafen([*internet.networks][deaf])
         asking = asyncio.create_task(connector.get(key))
         if not defended:
-            await asyncio.wait([asking], timeout=5)
+            await asyncio.wait([asking], timeout=3)
             assert not asking.done()
             asking.cancel()
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import pickle
 import subprocess
@@ -20,6 +21,9 @@ from proxyplane.lifetimes import ContextLifetime, LeaseLifetime, Lifetime, Stati
 from proxyplane.testing import CoroutinesOnly, FailingConnector
 from proxyplane.testing.steps import cancelled_at, in_forked_child
 from support.owners import gone, until
+
+# What has ended is swept soon.
+pytestmark = pytest.mark.usefixtures("swept_often")
 
 LONG = 600.0
 
@@ -229,6 +233,7 @@ def test_ttl_of_a_store(store):
     assert store.get(lasting) == "lasting"
 
 
+@pytest.mark.usefixtures("looks_often")
 def test_ttl_of_a_future(store):
     """A future that nobody sets in time is lost."""
     future = store.future(ttl=0.2)
@@ -238,25 +243,32 @@ def test_ttl_of_a_future(store):
         future.set_result(1)
 
 
-def test_a_lease_is_renewed(store):
+def test_a_lease_is_renewed(tmp_path, redis_url):
     """Objects outlive many periods while their lifetime is open, and are gone when it closed."""
     period = 1.5
-    with LeaseLifetime(store, period) as lifetime:
-        key = store.put("x", lifetime=lifetime)
-        later = store.put("y")
-        lifetime.add_key(later)
-        future = store.future(lifetime=lifetime)
+    with contextlib.ExitStack() as stores:
+        kept = []
+        for number, medium in enumerate((pp.LocalConnector(), f"file://{tmp_path}", redis_url)):
+            store = stores.enter_context(pp.sync.Store(f"renewed {number}", medium, cache_size=0))
+            lifetime = stores.enter_context(LeaseLifetime(store, period))
+            key = store.put("x", lifetime=lifetime)
+            later = store.put("y")
+            lifetime.add_key(later)
+            kept.append((store, lifetime, key, later, store.future(lifetime=lifetime)))
         end = time.monotonic() + 4 * period
         while time.monotonic() < end:
             time.sleep(0.05)
-            if lifetime.done():  # a machine that stood still for as long as the period
-                pytest.skip("this machine is too busy")
-            assert store.exists(key)
-            assert store.exists(later)
-        future.set_result("z")
-        assert lifetime.active_count() == 3
-    for one in (key, later, pp.get_key(future.proxy())):
-        assert not store.exists(one)
+            for store, lifetime, key, later, _ in kept:
+                if lifetime.done():  # a machine that stood still for as long as the period
+                    pytest.skip("this machine is too busy")
+                assert store.exists(key)
+                assert store.exists(later)
+        for store, lifetime, key, later, future in kept:
+            future.set_result("z")
+            assert lifetime.active_count() == 3
+            lifetime.close()
+            for one in (key, later, pp.get_key(future.proxy())):
+                assert not store.exists(one)
 
 
 def test_a_lease_that_is_not_renewed_ends(store):

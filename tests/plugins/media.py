@@ -1,6 +1,6 @@
 """The media on which one can wait, each with its own way to look behind the connector's back.
 
-And `soon_in_vain`, for those who wait for what never comes.
+And `looks_often`, for those who wait for what never comes.
 """
 
 from __future__ import annotations
@@ -264,20 +264,26 @@ def crossing(request):
 
 
 @pytest.fixture(scope="module")
-def _swept_often():
-    # For the whole module: a sweeper that is asleep sleeps on.
+def swept_often():
+    """What leases left is swept soon. For the whole module: a sweeper that sleeps sleeps on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_sweeping, "INTERVAL_SECONDS", 0.2)
         yield
 
 
 @pytest.fixture
-def soon_in_vain(_swept_often, request, monkeypatch):
+def looks_often(swept_often, monkeypatch):
     """Who waits for what its lease has ended for learns that soon, and not after seconds.
 
-    Only in the tests of that: where something does come, nobody may owe it to a look.
+    Only for tests of that: where something does come, nobody may owe it to a look.
     """
+    monkeypatch.setattr(redis_waiting, "BACKSTOP_SECONDS", 0.2)
+    monkeypatch.setattr(_file_watch, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(_file_leases, "_BUCKET_SECONDS", 1)
+
+
+@pytest.fixture
+def soon_in_vain(swept_often, request):
+    """The same, for that test of the public suite that needs it."""
     if request.node.originalname == "test_a_registration_ends_with_its_lease":
-        monkeypatch.setattr(redis_waiting, "BACKSTOP_SECONDS", 0.2)
-        monkeypatch.setattr(_file_watch, "LOOK_SECONDS", 0.2)
-        monkeypatch.setattr(_file_leases, "_BUCKET_SECONDS", 1)
+        request.getfixturevalue("looks_often")
