@@ -10,9 +10,15 @@ import pytest
 
 from proxyplane.connectors import _inotify
 from proxyplane.connectors._inotify import Removals, load
-from support.waiting import inotify_watches, until
+from support.waiting import drop_watches, inotify_watches, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is of Linux")
+
+
+@pytest.fixture(autouse=True)
+def no_others():
+    """What other tests left is kept for some seconds."""
+    drop_watches()
 
 
 class Listener:

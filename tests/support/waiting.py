@@ -135,8 +135,10 @@ def inotify_watches() -> list[int]:
 def looking_every(seconds: float):
     """Sets how often watched directories are looked through; what is kept is dropped at the end.
 
-    With a large number it is the events alone that wake, and a lost one is a failure.
+    With a large number it is the events alone that wake, and a lost one is a failure. What other
+    tests left is dropped first: it is kept for some seconds.
     """
+    drop_watches()
     before, _file_watch.LOOK_SECONDS = _file_watch.LOOK_SECONDS, seconds
     try:
         yield
