@@ -15,6 +15,7 @@ import pytest
 
 from proxyplane import (
     Connector,
+    EndpointConnector,
     FileConnector,
     LocalConnector,
     MultiConnector,
@@ -90,7 +91,7 @@ class Plain(Connector):
         pass
 
 
-@pytest.fixture(params=["local", "file", "redis", "multi", "plain"])
+@pytest.fixture(params=["local", "file", "redis", "endpoint", "peer", "multi", "plain"])
 def connector(request, tmp_path):
     if request.param == "local":
         return LocalConnector()
@@ -98,6 +99,12 @@ def connector(request, tmp_path):
         return FileConnector(tmp_path)
     if request.param == "plain":
         return Plain()
+    if request.param == "endpoint":
+        request.getfixturevalue("site")
+        return EndpointConnector()
+    if request.param == "peer":
+        _, far = request.getfixturevalue("sites")
+        return EndpointConnector(far.name)
     redis = RedisConnector(request.getfixturevalue("redis_url"))
     return MultiConnector({"one": redis}) if request.param == "multi" else redis
 

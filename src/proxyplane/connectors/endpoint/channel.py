@@ -8,7 +8,7 @@ import mmap
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
-from proxyplane.connectors.endpoint.wire import Connection, Head
+from proxyplane.connectors.endpoint.wire import Connection, Head, Tell
 
 __all__ = ["Answer", "Channel", "NotSentError"]
 
@@ -35,9 +35,9 @@ class Answer:
         self.status, self.fields, self.size = head
         self.connection = connection
 
-    async def body(self) -> bytearray | mmap.mmap:
-        """All of the body, in memory of its own."""
-        return await self.connection.read(self.size or 0)
+    async def body(self, tell: Tell = None) -> bytearray | mmap.mmap:
+        """All of the body, in memory of its own; tells how much of it has come."""
+        return await self.connection.read(self.size or 0, tell)
 
     async def text(self) -> bytes:
         """All of a short body."""
@@ -85,6 +85,7 @@ class Channel:
         size: int = 0,
         body: Body = (),
         stream: float | None = None,
+        tell: Tell = None,
     ) -> AsyncIterator[Answer]:
         """Sends a request and gives the answer, whose body is to be read inside the block.
 
@@ -96,6 +97,7 @@ class Channel:
             body: Its pieces.
             stream: For an answer without an end: seconds of silence after which it counts as lost.
                 It takes no place among the others.
+            tell: Told how many bytes of the body have gone, if that is a list.
 
         Raises:
             NotSentError: No connection could be made.
@@ -114,7 +116,10 @@ class Channel:
                 if stream is not None:
                     connection.be_patient(stream)
                 start = await connection.request(
-                    f"{head}{self._fields}\r\n".encode("latin-1"), body, bodiless=method == "HEAD"
+                    f"{head}{self._fields}\r\n".encode("latin-1"),
+                    body,
+                    bodiless=method == "HEAD",
+                    tell=tell,
                 )
                 yield Answer(connection, start)
             finally:

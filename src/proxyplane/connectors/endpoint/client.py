@@ -12,14 +12,14 @@ from typing import Any, Final, NamedTuple
 
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane._ttl import require_ttl
-from proxyplane.abc import Buffer
+from proxyplane.abc import Buffer, telling
 from proxyplane.connectors.endpoint.channel import Answer, Body, Channel, NotSentError
 from proxyplane.connectors.endpoint.keys import SHORT, quote_key
 from proxyplane.connectors.endpoint.places import Address, Place, address_of, place_for
 from proxyplane.connectors.endpoint.problems import error_of
 from proxyplane.connectors.endpoint.shared import POSSIBLE, map_memory
 from proxyplane.connectors.endpoint.watch import Watch
-from proxyplane.connectors.endpoint.wire import Connection, ProtocolError
+from proxyplane.connectors.endpoint.wire import SLICE, Connection, ProtocolError, Tell
 from proxyplane.exceptions import (
     ConfigError,
     ConnectorClosedError,
@@ -171,7 +171,7 @@ class Client:
         asked = {ENDPOINT: endpoint, **(fields or {})}
         with self._errors():
             async with self._channel.exchange(
-                method, path, fields=asked, size=size, body=body
+                method, path, fields=asked, size=size, body=body, tell=_telling(size)
             ) as answer:
                 if answer.status >= 400 and not (missing and answer.status == 404):
                     text = b"" if method == "HEAD" else await answer.text()
@@ -251,7 +251,7 @@ class Client:
         async with self.ask("GET", path, endpoint, fields=fields, missing=True) as answer:
             place = answer.fields.get(MEMORY.lower()) if mapped else None
             if answer.status != 404 and place is None:
-                return await answer.body()
+                return await answer.body(_telling(answer.size or 0))
             await answer.text()
             return place
 
@@ -295,6 +295,11 @@ class Client:
     @property
     def _where(self) -> str:
         return f"the endpoint {self._name!r} of this machine"
+
+
+def _telling(size: int) -> Tell:
+    """Whom to tell how far a transfer of so many bytes is, if it is one of some length."""
+    return telling(size) if size > SLICE else None
 
 
 def pack_batch(keys: Sequence[str], sizes: Sequence[int]) -> bytes:

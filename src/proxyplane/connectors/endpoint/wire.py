@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from typing import NamedTuple, cast
 
-__all__ = ["Connection", "Head", "ProtocolError", "new_buffer"]
+__all__ = ["SLICE", "Connection", "Head", "ProtocolError", "Tell", "new_buffer"]
+
+Tell = Callable[[int], object] | None
+"""Told how many bytes are done; must be quick, and never raise."""
 
 SLICE = 1 << 18
 _HEAD_BYTES = 1 << 16
@@ -76,6 +79,7 @@ class Connection(asyncio.BufferedProtocol):
         self._start = self._end = 0
         self._target: memoryview | None = None
         self._filled = 0
+        self._tell: Tell = None
         self._waiter: asyncio.Future[None] | None = None  # of the one who reads
         self._writable: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -95,6 +99,7 @@ class Connection(asyncio.BufferedProtocol):
         body: Sequence[memoryview] | AsyncIterable[bytes | bytearray | memoryview] = (),
         *,
         bodiless: bool = False,
+        tell: Tell = None,
     ) -> Head:
         """Sends a request and returns how the answer begins.
 
@@ -105,6 +110,7 @@ class Connection(asyncio.BufferedProtocol):
             head: The request line and the headers.
             body: What follows, of the size that the head says.
             bodiless: Whether the answer to this has no body, whatever its headers say.
+            tell: Told how many bytes of the body have gone.
 
         Raises:
             OSError: The connection is lost, or there was no progress for as long as it is patient
@@ -115,7 +121,7 @@ class Connection(asyncio.BufferedProtocol):
         self._busy = True
         self._since = self.last_heard = self._loop.time()
         self._watch()
-        if not await self._send(head, body):
+        if not await self._send(head, body, tell):
             self.reusable = False
         return await self._read_head(bodiless)
 
@@ -123,8 +129,10 @@ class Connection(asyncio.BufferedProtocol):
         self,
         head: bytes,
         body: Sequence[memoryview] | AsyncIterable[bytes | bytearray | memoryview],
+        tell: Tell,
     ) -> bool:
         """Sends; returns False if an answer came before the end."""
+        before = self._sent + len(head)
         if isinstance(body, Sequence) and sum([one.nbytes for one in body]) <= SLICE:
             self._write(b"".join((head, *body)))
             await self._drain()
@@ -136,6 +144,8 @@ class Connection(asyncio.BufferedProtocol):
                     self._write(view[at : at + SLICE])
                     if not await self._drain():
                         return False
+                    if tell is not None:
+                        tell(self._sent - before)
         else:
             async for piece in body:
                 self._write(piece)
@@ -183,8 +193,12 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- bodies -------------------------------------------------------------------------------
 
-    async def read_into(self, view: memoryview) -> None:
+    async def read_into(self, view: memoryview, tell: Tell = None) -> None:
         """Reads so many bytes of the body.
+
+        Args:
+            view: Where they go.
+            tell: Told how many of them have come.
 
         Raises:
             OSError: The connection ended before.
@@ -198,21 +212,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._start == self._end:
             self._start = self._end = 0
         if here < size:
-            self._target, self._filled = view, here
+            self._target, self._filled, self._tell = view, here, tell
             try:
                 while self._filled < size:
                     await self._more()
             finally:
-                self._target = None
+                self._target = self._tell = None
         if self._left is not None:
             self._left -= size
             self._finish_if_read()
 
-    async def read(self, size: int) -> bytearray | mmap.mmap:
-        """Reads so many bytes of the body into memory of their own."""
+    async def read(self, size: int, tell: Tell = None) -> bytearray | mmap.mmap:
+        """Reads so many bytes of the body into memory of their own; see `read_into`."""
         made = new_buffer(size)
         with memoryview(made) as view:
-            await self.read_into(view)
+            await self.read_into(view, tell)
         return made
 
     async def read_rest(self, limit: int = 1 << 20) -> bytes:
@@ -369,6 +383,8 @@ class Connection(asyncio.BufferedProtocol):
         target = self._target
         if target is not None and self._filled < len(target):
             self._filled += nbytes
+            if self._tell is not None:
+                self._tell(self._filled)
             if self._filled < len(target):
                 return  # goes on
             if self._left != len(target):
