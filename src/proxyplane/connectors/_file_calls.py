@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable, Sequence
 
 from proxyplane._runtime.fork import on_fork
@@ -329,9 +330,14 @@ class FileCalls:
 
     def _missing(self) -> bool:
         """False for a key that holds nothing; an error if it could not hold anything."""
-        if not os.path.isdir(self._directory.path):
-            raise self._directory.gone()
-        return False
+        try:
+            if stat.S_ISDIR(os.stat(self._directory.path).st_mode):
+                return False
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as exc:
+            raise translate(exc, self._directory) from exc
+        raise self._directory.gone()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal, overload
 
 from proxyplane._runtime.progress import telling
@@ -170,10 +171,9 @@ class Publisher:
                 self._link_named(temporary, f"{self._directory.path}/{name}", unique)
             return None if unique else identity(os.fstat(fd))
         finally:
-            try:
+            # It was published or not: a temporary that cannot be removed now is for a sweep.
+            with suppress(OSError):
                 os.unlink(temporary)
-            except FileNotFoundError:
-                pass
             unshared.close(fd)  # and with it the lock
 
     def _link_anonymous(self, fd: int, name: str) -> None:
@@ -214,11 +214,15 @@ class Publisher:
                     pass
                 continue
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            except OSError:
-                return fd, path  # no locks here: then no sweep can take one either
-            if os.fstat(fd).st_nlink:
-                return fd, path
+                with suppress(OSError):  # no locks here: then no sweep can take one either
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink:
+                    return fd, path
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(path)
+                unshared.close(fd)
+                raise
             # A sweep came between the open and the lock.
             unshared.close(fd)
 

@@ -90,7 +90,7 @@ class Swapper:
             return was, identity(os.fstat(fd))
         finally:
             unshared.close(fd)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # what cannot be removed now is for a sweep
                 os.unlink(temporary)
 
     def _publish(self, name: str, temporary: str, target: str, wait: bool) -> bytes | None:
@@ -98,7 +98,6 @@ class Swapper:
             try:
                 with self.alone(wait=wait), kept(target, wait=wait):
                     _exchange(temporary, target)
-                return self._had(name, temporary)
             except FileNotFoundError:
                 pass
             except OSError as error:
@@ -106,6 +105,8 @@ class Swapper:
                     raise
                 self.exchanges = False
                 break
+            else:
+                return self._had(name, temporary)
             try:
                 with self.alone(wait=wait):
                     os.link(temporary, target)
@@ -143,7 +144,7 @@ class Swapper:
         try:
             return self._had(name, temporary)
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.unlink(temporary)
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane.connectors._file_dir import PENDING, Directory
@@ -65,7 +65,8 @@ class Registrations:
             with self._leases.publishing(fd, key, ends):
                 pass
         except BaseException:
-            self.remove(key)
+            with suppress(OSError):  # what went wrong before is what to tell
+                os.unlink(self._path(key))
             raise
         finally:
             os.close(fd)
