@@ -23,6 +23,7 @@ class StoreFutures(StoreBase):
         self,
         kind: type | None,
         evict: bool,
+        eager: bool | None = None,
         tags: Collection[str] = (),
         keep: Keeping = FOR_EVER,
     ) -> Operation[ProxyFuture[Any]]:
@@ -33,7 +34,12 @@ class StoreFutures(StoreBase):
         def finish(key: str) -> ProxyFuture[Any]:
             self._adopt(keep, [key])
             factory: StoreFactory[Any] = StoreFactory(
-                self.reference, key, evict=evict, deferred=True, eager=self.eager, store=self
+                self.reference,
+                key,
+                evict=evict,
+                deferred=True,
+                eager=self.eager if eager is None else eager,
+                store=self,
             )
             return ProxyFuture(factory, None if kind is None else type_name(kind))
 

@@ -56,6 +56,7 @@ class StorePuts(StoreBase):
         tags: Collection[str] = (),
         strict: bool = False,
         keep: Keeping = FOR_EVER,
+        overwrite: bool = True,
     ) -> Operation[Any]:
         """Stores an object; gives a proxy of it."""
         if strict:
@@ -71,6 +72,7 @@ class StorePuts(StoreBase):
             lambda key, size: self._make_proxy(
                 obj, key, size, evict, eager, populate_target, strict
             ),
+            overwrite,
         )
 
     def _putting(

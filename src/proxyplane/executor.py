@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from proxyplane._operations import Operation
 from proxyplane._references import OwnedProxy, is_lent_here, is_reference
-from proxyplane.config import StoreConfig
 from proxyplane.ownership import borrow, owning
 from proxyplane.policies import ProxyNever, ProxyPolicy
 from proxyplane.proxy import Proxy, ProxyOr, aresolve, extract
@@ -45,12 +44,25 @@ class _Policy:
         config: Describes the store, where the task runs.
         should_proxy: The policy.
         ownership: Whether results come as owners.
+        tags: Those of arguments and results.
+        ttl: Their lease.
     """
 
-    def __init__(self, config: StoreConfig, should_proxy: ProxyPolicy, ownership: bool) -> None:
-        self.config = config
-        self.should_proxy = should_proxy
+    def __init__(
+        self,
+        store: Store,
+        should_proxy: ProxyPolicy | None,
+        ownership: bool,
+        tags: Collection[str],
+        ttl: float | None,
+    ) -> None:
+        # What cannot be is refused here, and not by the first task.
+        store._tagged(tags), store.keep(ttl, None)
+        self.config = store.config()
+        self.should_proxy = should_proxy or ProxyNever()
         self.ownership = ownership
+        self.tags = tuple(tags)
+        self.ttl = ttl
 
     def chooses(self, item: Any) -> bool:
         """Whether it is to travel as a proxy."""
@@ -58,11 +70,16 @@ class _Policy:
             return False
         return self.should_proxy(item)
 
+    def owning(self, store: Store, item: Any) -> Operation[Any]:
+        """Stores an argument, or a result; gives its owner."""
+        return owning(store, item, populate_target=False, tags=self.tags, ttl=self.ttl)
+
     def returning(self, store: Store, result: Any) -> Operation[Any]:
         """Stores a result; gives what the caller gets."""
         if self.ownership:
-            return owning(store, result, populate_target=False)
-        return store.proxying(result, None, None, False, False, False)
+            return self.owning(store, result)
+        keep = store.keep(self.ttl, None)
+        return store.proxying(result, None, None, False, False, False, tags=self.tags, keep=keep)
 
 
 class _Call(Generic[P, T]):
@@ -97,7 +114,14 @@ class StoreExecutor(Executor):
         should_proxy: Chooses arguments and results; None for none of them.
         ownership: Whether results come as owners, whose objects go with them. If not, the caller
             evicts them. An executor that pickles a result more than once needs False.
+        tags: Tags of what is stored, by which a `MultiConnector` decides where it goes.
+        ttl: Seconds after which what is stored is gone, whatever became of who owns it. More than
+            any task takes, and the caller with its result. By default it stays for its owner.
         close_store: Whether the store is closed when this is shut down.
+
+    Raises:
+        NotImplementedError: There are tags, or a lease, and the connector has no use for them.
+        ValueError: There is no lease of such a length.
     """
 
     def __init__(
@@ -107,12 +131,14 @@ class StoreExecutor(Executor):
         should_proxy: ProxyPolicy | None = None,
         *,
         ownership: bool = True,
+        tags: Collection[str] = (),
+        ttl: float | None = None,
         close_store: bool = False,
     ) -> None:
         self.executor = executor
         self.store = _underneath(store)
         self.close_store = close_store
-        self._policy = _Policy(self.store.config(), should_proxy or ProxyNever(), ownership)
+        self._policy = _Policy(self.store, should_proxy, ownership, tags, ttl)
 
     def submit(  # type: ignore[override]  # the result may be a proxy of a T
         self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -135,7 +161,7 @@ class StoreExecutor(Executor):
 
     def _lend(self, item: Any, lent: list[Any]) -> Any:
         if self._policy.chooses(item):
-            storing = owning(self.store, item, populate_target=False)
+            storing = self._policy.owning(self.store, item)
             item = borrow(storing.perform_blocking(self.store.on_blocking))
         if is_lent_here(item):
             lent.append(item)
@@ -169,6 +195,11 @@ class StoreTaskGroup:
         executor: Where functions are called. Without one, coroutine functions run on this loop and
             others on a worker thread.
         ownership: As for `StoreExecutor`.
+        tags: As for `StoreExecutor`.
+        ttl: As for `StoreExecutor`.
+
+    Raises:
+        As `StoreExecutor`.
     """
 
     def __init__(
@@ -178,10 +209,12 @@ class StoreTaskGroup:
         *,
         executor: ExecutorLike | None = None,
         ownership: bool = True,
+        tags: Collection[str] = (),
+        ttl: float | None = None,
     ) -> None:
         self.store = _underneath(store)
         self.executor = executor
-        self._policy = _Policy(self.store.config(), should_proxy or ProxyNever(), ownership)
+        self._policy = _Policy(self.store, should_proxy, ownership, tags, ttl)
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -242,7 +275,7 @@ class StoreTaskGroup:
 
     async def _lend(self, item: Any, lent: list[Any]) -> Any:
         if self._policy.chooses(item):
-            item = borrow(await owning(self.store, item, populate_target=False).perform())
+            item = borrow(await self._policy.owning(self.store, item).perform())
         if is_lent_here(item):
             lent.append(item)
         return item

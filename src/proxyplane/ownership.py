@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import Coroutine, Iterator
+from collections.abc import Collection, Coroutine, Iterator
 from typing import Any, Self, TypeVar, cast
 
 from proxyplane._evictions import evict_later
@@ -144,7 +144,7 @@ async def aclone(owner: OwnedProxy[T]) -> OwnedProxy[T]:
     """Copies an object in its store, and returns the owner of the copy.
 
     The bytes are copied, not decoded. If the owner has its target, the clone gets a deep copy of
-    that.
+    that. Tags and a lease are not copied: the clone stays as long as its owner.
 
     Raises:
         ReferenceNotOwnedError: `owner` is no owner, or owns nothing in this process.
@@ -175,7 +175,8 @@ async def aupdate(
 
     Borrows that are made from now on read it, in every process. A reference that is not resolved
     has nothing to store. Who reads meanwhile gets the object as it was or as it is now, and whole.
-    If storing fails, the reference still has its target, and the update can be repeated. Where the
+    If storing fails, the reference still has its target, and the update can be repeated. A lease
+    that the object had ends with it: what is there now stays as long as its owner. Where the
     connector cannot replace an object in one step, the store holds nothing in between.
 
     Args:
@@ -221,18 +222,33 @@ def owning(
     serializer: Serializer | str | None = None,
     populate_target: bool = True,
     skip_nonproxiable: bool = False,
+    eager: bool | None = None,
+    tags: Collection[str] = (),
+    ttl: float | None = None,
 ) -> Operation[Any]:
     """Stores an object; gives its owner."""
-    proxying = store.proxying(obj, None, serializer, False, populate_target, skip_nonproxiable)
+    keep = store.keep(ttl, None)
+    proxying = store.proxying(
+        obj,
+        None,
+        serializer,
+        False,
+        populate_target,
+        skip_nonproxiable,
+        eager,
+        tags,
+        keep=keep,
+    )
     if isinstance(proxying, Known):
         return cast("Operation[Any]", proxying)
+    options = store._tagged(tags) | keep.options
     # A batch of one: what a batch stored, and whose caller is cancelled, it takes back.
-    proxying.io = lambda frames: _put(store, frames)
+    proxying.io = lambda frames: _put(store, frames, **options)
     return cast("Operation[Any]", proxying.then(into_owned))
 
 
-async def _put(store: Any, frames: Any) -> str:
-    (key,) = await put_all(store.connector, [frames])
+async def _put(store: Any, frames: Any, **options: Any) -> str:
+    (key,) = await put_all(store.connector, [frames], **options)
     return key
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from proxyplane import _stores
+from proxyplane._runtime.progress import Progress
+from proxyplane._store_base import SerializerLike
 from proxyplane.config import STORE_VARIABLE, StoreConfig, default_store_url
 from proxyplane.exceptions import ConfigError
 from proxyplane.factory import StoreFactory
 from proxyplane.proxy import Proxy, get_factory
 from proxyplane.store import Store
+
+if TYPE_CHECKING:
+    from proxyplane.lifetimes import Lifetime
 
 __all__ = [
     "ato_proxy",
@@ -156,10 +161,18 @@ def to_proxy(
     obj: T,
     *,
     key: str | None = None,
+    overwrite: bool = True,
     strict: bool = False,
     store: Store | BlockingStore | None = None,
     evict: bool = False,
+    eager: bool | None = None,
+    serializer: SerializerLike = None,
     populate_target: bool = True,
+    skip_nonproxiable: bool = False,
+    tags: Collection[str] = (),
+    progress: Progress | None = None,
+    ttl: float | None = None,
+    lifetime: Lifetime | None = None,
 ) -> Proxy[T]:
     """Stores an object and returns a proxy of it; blocks. Blocking twin of `ato_proxy`.
 
@@ -167,7 +180,22 @@ def to_proxy(
         As `ato_proxy`.
     """
     store = default_store() if store is None else _underneath(store)
-    operation = store.proxying(obj, key, None, evict, populate_target, False, strict=strict)
+    keep = store.keep(ttl, lifetime, evict)
+    operation = store.proxying(
+        obj,
+        key,
+        serializer,
+        evict,
+        populate_target,
+        skip_nonproxiable,
+        eager,
+        tags,
+        strict,
+        keep,
+        overwrite,
+    )
+    if progress is not None:
+        operation = store.told(operation, progress, made=key is None)
     return cast("Proxy[T]", operation.perform_blocking(store.on_blocking))
 
 
@@ -175,31 +203,53 @@ async def ato_proxy(
     obj: T,
     *,
     key: str | None = None,
+    overwrite: bool = True,
     strict: bool = False,
     store: Store | BlockingStore | None = None,
     evict: bool = False,
+    eager: bool | None = None,
+    serializer: SerializerLike = None,
     populate_target: bool = True,
+    skip_nonproxiable: bool = False,
+    tags: Collection[str] = (),
+    progress: Progress | None = None,
+    ttl: float | None = None,
+    lifetime: Lifetime | None = None,
 ) -> Proxy[T]:
-    """Stores an object and returns a proxy of it.
+    """Stores an object and returns a proxy of it: `Store.proxy` of the default store.
 
     Args:
         obj: Any object that can be pickled, but not None and not a bool.
-        key: A key of your own; by default a new unique one. What it holds is replaced.
-        strict: Whether the first use of the proxy, and of each copy, gets the latest object of the
-            key, and never one that was replaced before.
+        key: As for `Store.proxy`, like all that follow but one.
+        overwrite: Whether an object that your key holds is replaced.
+        strict: Whether the first use gets the latest object of the key.
         store: Where to, async or blocking; by default the `default_store`.
         evict: Whether the first use of a copy of the proxy removes the object.
-        populate_target: Whether the proxy returned here has its target from the start, which keeps
-            the object in memory as long as the proxy lives.
+        eager: Whether copies of the proxy resolve in the background where they arrive.
+        serializer: A serialiser, or its id, for this object.
+        populate_target: Whether the proxy returned here has its target from the start.
+        skip_nonproxiable: Return what cannot be proxied as it is.
+        tags: Tags, by which a `MultiConnector` decides where the object goes.
+        progress: Told how many bytes are done, and of how many.
+        ttl: Seconds until the object is gone; by default it stays.
+        lifetime: With what the object ends.
 
     Raises:
-        NonProxiableTypeError: The object is None or a bool.
-        KeyExistsError: `key` is taken, and the connector cannot replace what it holds.
-        NotImplementedError: `strict`, and the connector cannot replace objects.
-        SerializationError: The object cannot be encoded.
-        ConnectorError: The medium failed.
+        As `Store.proxy`.
     """
     store = default_store() if store is None else _underneath(store)
     return await store.proxy(
-        obj, key=key, strict=strict, evict=evict, populate_target=populate_target
+        obj,
+        key=key,
+        overwrite=overwrite,
+        strict=strict,
+        evict=evict,
+        eager=eager,
+        serializer=serializer,
+        populate_target=populate_target,
+        skip_nonproxiable=skip_nonproxiable,
+        tags=tags,
+        progress=progress,
+        ttl=ttl,
+        lifetime=lifetime,
     )

@@ -277,6 +277,7 @@ class Store(StoreLife):
         obj: T,
         *,
         key: str | None = None,
+        overwrite: bool = True,
         strict: bool = False,
         evict: bool = False,
         eager: bool | None = None,
@@ -293,6 +294,7 @@ class Store(StoreLife):
         Args:
             obj: As for `put`, but not None and not a bool, which are compared with ``is``.
             key: As for `put`.
+            overwrite: As for `put`.
             strict: Whether the first use of the proxy, and of each copy, gets the latest object of
                 the key, and never one that was replaced before. Otherwise it may be any that the
                 key held since the proxy was made. The proxy returned here is then unresolved.
@@ -326,6 +328,7 @@ class Store(StoreLife):
             tags,
             strict,
             keep,
+            overwrite,
         )
         if progress is not None:
             proxying = self.told(proxying, progress, made=key is None)
@@ -347,16 +350,7 @@ class Store(StoreLife):
     ) -> list[Proxy[T]]:
         """Stores many objects, all or none, and returns their proxies in order.
 
-        Args:
-            objs: As for `proxy`; what is skipped keeps its position.
-            evict: As for `proxy`.
-            eager: As for `proxy`.
-            serializer: As for `proxy`.
-            populate_target: As for `proxy`.
-            skip_nonproxiable: As for `proxy`.
-            tags: As for `put`.
-            ttl: As for `put`.
-            lifetime: As for `proxy`.
+        The arguments are those of `proxy`. What is skipped keeps its position.
 
         Raises:
             As `proxy`.
@@ -371,12 +365,14 @@ class Store(StoreLife):
         obj: T,
         *,
         key: str | None = None,
+        overwrite: bool = True,
         strict: bool = False,
         evict: bool = False,
         eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
         tags: Collection[str] = (),
+        progress: Progress | None = None,
         ttl: float | None = None,
         lifetime: Lifetime | None = None,
     ) -> ProxyLocker[T]:
@@ -389,12 +385,14 @@ class Store(StoreLife):
             await self.proxy(
                 obj,
                 key=key,
+                overwrite=overwrite,
                 strict=strict,
                 evict=evict,
                 eager=eager,
                 serializer=serializer,
                 populate_target=populate_target,
                 tags=tags,
+                progress=progress,
                 ttl=ttl,
                 lifetime=lifetime,
             )
@@ -404,24 +402,36 @@ class Store(StoreLife):
         self,
         obj: T,
         *,
+        eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
+        tags: Collection[str] = (),
+        progress: Progress | None = None,
+        ttl: float | None = None,
     ) -> OwnedProxy[T]:
         """Stores an object and returns its owner: when that is gone, the object is evicted.
 
         Args:
             obj: As for `proxy`.
+            eager: As for `proxy`, for its borrows too.
             serializer: As for `proxy`.
             populate_target: As for `proxy`.
             skip_nonproxiable: As for `proxy`.
+            tags: As for `put`.
+            progress: As for `put`.
+            ttl: As for `put`; the object goes sooner with its owner, and an update has no lease.
 
         Raises:
             As `proxy`.
         """
         from proxyplane.ownership import owning  # not all who have a store need it
 
-        operation = owning(self, obj, serializer, populate_target, skip_nonproxiable)
+        operation = owning(
+            self, obj, serializer, populate_target, skip_nonproxiable, eager, tags, ttl
+        )
+        if progress is not None:
+            operation = self.told(operation, progress, made=True)
         owner: OwnedProxy[T] = await operation.perform()
         return owner
 
@@ -453,6 +463,7 @@ class Store(StoreLife):
         *,
         type: type[T] | None = None,
         evict: bool = False,
+        eager: bool | None = None,
         tags: Collection[str] = (),
         ttl: float | None = None,
         lifetime: Lifetime | None = None,
@@ -464,6 +475,7 @@ class Store(StoreLife):
                 probes such as ``isinstance`` while they wait.
             evict: Whether the first use of the result removes it from the store. The future and
                 the proxies it gives in one process are one use.
+            eager: As for `proxy`, of the proxies that it gives.
             tags: As for `put`.
             ttl: Seconds until the future is gone, and its result with it, set or not.
             lifetime: As for `proxy`; when it ends, who waits learns that in vain.
@@ -474,7 +486,7 @@ class Store(StoreLife):
             ConnectorError: The medium failed.
         """
         keep = self.keep(ttl, lifetime, evict)
-        return await self.promising(type, evict, tags, keep).perform()
+        return await self.promising(type, evict, eager, tags, keep).perform()
 
 
 _stores.make_store = Store.from_config

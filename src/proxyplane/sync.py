@@ -237,6 +237,7 @@ class Store:
         obj: T,
         *,
         key: str | None = None,
+        overwrite: bool = True,
         strict: bool = False,
         evict: bool = False,
         eager: bool | None = None,
@@ -261,6 +262,7 @@ class Store:
             tags,
             strict,
             keep,
+            overwrite,
         )
         if progress is not None:
             operation = self._store.told(operation, progress, made=key is None)
@@ -293,12 +295,14 @@ class Store:
         obj: T,
         *,
         key: str | None = None,
+        overwrite: bool = True,
         strict: bool = False,
         evict: bool = False,
         eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
         tags: Collection[str] = (),
+        progress: Progress | None = None,
         ttl: float | None = None,
         lifetime: Lifetime | None = None,
     ) -> ProxyLocker[T]:
@@ -307,12 +311,14 @@ class Store:
             self.proxy(
                 obj,
                 key=key,
+                overwrite=overwrite,
                 strict=strict,
                 evict=evict,
                 eager=eager,
                 serializer=serializer,
                 populate_target=populate_target,
                 tags=tags,
+                progress=progress,
                 ttl=ttl,
                 lifetime=lifetime,
             )
@@ -322,14 +328,23 @@ class Store:
         self,
         obj: T,
         *,
+        eager: bool | None = None,
         serializer: SerializerLike = None,
         populate_target: bool = True,
         skip_nonproxiable: bool = False,
+        tags: Collection[str] = (),
+        progress: Progress | None = None,
+        ttl: float | None = None,
     ) -> OwnedProxy[T]:
         """Blocking twin of `proxyplane.Store.owned_proxy`."""
         from proxyplane.ownership import owning  # not all who have a store need it
 
-        return self._do(owning(self._store, obj, serializer, populate_target, skip_nonproxiable))
+        operation = owning(
+            self._store, obj, serializer, populate_target, skip_nonproxiable, eager, tags, ttl
+        )
+        if progress is not None:
+            operation = self._store.told(operation, progress, made=True)
+        return self._do(operation)
 
     def proxy_from_key(
         self,
@@ -349,13 +364,14 @@ class Store:
         *,
         type: type[T] | None = None,
         evict: bool = False,
+        eager: bool | None = None,
         tags: Collection[str] = (),
         ttl: float | None = None,
         lifetime: Lifetime | None = None,
     ) -> ProxyFuture[T]:
         """Blocking twin of `proxyplane.Store.future`."""
         keep = self._store.keep(ttl, lifetime, evict)
-        return self._do(self._store.promising(type, evict, tags, keep))
+        return self._do(self._store.promising(type, evict, eager, tags, keep))
 
 
 def get_store(name: str | Proxy[Any]) -> Store:
