@@ -214,10 +214,10 @@ def faults(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST, requires=["build"], default=False)
 def soak(session: nox.Session) -> None:
-    """The faults of tests/support/soak.py, each many times; some ten minutes."""
+    """The faults of tests/support/soak.py, each many times, and half an hour of mixed work."""
     session.run(
         *("python", "-m", "pytest", "-m", "row", "-n", "logical", "--dist", "worksteal"),
-        *("--timeout=900", "-o", "faulthandler_timeout=1000"),
+        *("--timeout=900", "-o", "faulthandler_timeout=3000"),
         f"--fault-table={ROOT / 'docs' / 'faults.md'}",
         *session.posargs,
         env={**install_wheel(session), "PROXYPLANE_SOAK": "1"},

@@ -42,6 +42,14 @@ def pytest_collection_modifyitems(items):
                 raise pytest.UsageError(f"{item.nodeid}: there is no row {name!r}")
             item.user_properties.append(("row", name))
             item.user_properties.append(("defended", _is_defended(item)))
+    if SOAK:
+        # What takes as long as all the rest is not to begin when the rest has ended.
+        items.sort(key=_seconds, reverse=True)
+
+
+def _seconds(item) -> float:
+    limit = item.get_closest_marker("timeout")
+    return limit.args[0] if limit and limit.args else 0
 
 
 def _is_defended(item) -> bool:

@@ -19,6 +19,9 @@ import pytest
 
 SOAK = os.environ.get("PROXYPLANE_SOAK", "0") not in ("", "0")
 
+MIXED_SECONDS = 1_800
+"""How long the mixed work of the soak takes; as many operations as can be done in that time."""
+
 WAITERS = 5_000
 """Those who wait when the medium is lost."""
 
@@ -267,9 +270,9 @@ ROWS: dict[str, Row] = {
         _CANCELS,
     ),
     "mixed work": Row(
-        300,
-        200_000,
-        "operation of 20 tasks",
+        720,
+        500_000,
+        "operation on six media at once, for half an hour in the soak",
         "lost wrong hung leaked",
         "–",
     ),
