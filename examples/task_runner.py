@@ -7,6 +7,9 @@ tasks themselves know nothing of all this: they take arrays and return them.
 And shows overlap: a worker gets its next task before it begins with one. Proxies resolve where they
 arrive, so the next inputs come while it computes; overlap.py draws a picture of that.
 
+And shows leases: what a worker stores is gone after a minute, unless the runner renews that, once
+it has been told. So nothing is left for long of a worker that is killed, nor of the runner.
+
 They look for edges in photographs, at many scales: each photograph is blurred, and edges are
 where two blurs of it differ.
 
@@ -39,16 +42,18 @@ from scipy.ndimage import gaussian_filter
 
 from proxyplane import (
     FileConnector,
+    LeaseLifetime,
     Proxy,
     Store,
     StoreConfig,
-    get_key,
     set_default_store,
     to_proxy,
 )
 
 Image = NDArray[np.float64]
 R = TypeVar("R")
+
+LEASE_SECONDS = 60.0
 
 # -- the tasks: plain functions of arrays -------------------------------------------------------
 
@@ -84,22 +89,25 @@ class Runner:
     """Runs functions in worker processes; results stay in the store until it ends.
 
     Attributes:
-        keys: Of the results in the store.
+        keys: Under which workers store, or are going to.
         tasks: Tasks done.
         piped: Bytes that went through the pipes to the workers, there and back.
         stored: Bytes of the arrays that the tasks took from the store and put into it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, results: LeaseLifetime) -> None:
+        self._results = results
         self._jobs: asyncio.Queue[Job] = asyncio.Queue()
-        self.keys: list[str] = []
+        self.keys: set[str] = set()
         self.tasks = self.piped = self.stored = 0
 
     async def proxy(self, function: Callable[..., R], *args: Any) -> Proxy[R]:
         """Calls a function in a worker, which keeps the result in the store."""
         # Named here, and so removed at the end even if the answer gets lost.
-        self.keys.append(key := uuid.uuid4().hex)
+        self.keys.add(key := uuid.uuid4().hex)
         proxy: Proxy[R] = await self._run(function, args, key)
+        await self._results.aadd_key(key)  # from now on its lease is renewed
+        self.keys.remove(key)
         return proxy
 
     async def value(self, function: Callable[..., R], *args: Any) -> R:
@@ -160,7 +168,7 @@ def work(following: bytes | None) -> bytes:
     function, args, key = task
     result = function(*args)
     if key is not None:
-        result = to_proxy(result, key=key)
+        result = to_proxy(result, key=key, ttl=LEASE_SECONDS)
     # Proxies of arrays are arrays here too, and the function has resolved them.
     nbytes = sum(array.nbytes for array in (*args, result) if isinstance(array, np.ndarray))
     return pickle.dumps((result, nbytes))
@@ -193,7 +201,8 @@ async def start_runner(
     store: Store, workers: int, set_up: Callable[[StoreConfig], None] = use_store
 ) -> AsyncIterator[Runner]:
     """A runner with processes of its own; afterwards they and its results are gone."""
-    runner = Runner()
+    results = LeaseLifetime(store, LEASE_SECONDS)
+    runner = Runner(results)
     pools = [start_worker(partial(set_up, store.config())) for _ in range(workers)]
     try:
         loop = asyncio.get_running_loop()
@@ -206,7 +215,8 @@ async def start_runner(
     finally:
         for pool in pools:
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
-        await store.evict_batch(runner.keys)
+        await results.aclose()
+        await store.evict_batch(list(runner.keys))
 
 
 # -- the work -----------------------------------------------------------------------------------
@@ -232,13 +242,14 @@ async def run(store_url: str | None, scales: list[float], workers: int) -> None:
     samples = load_sample_images()
     names = [os.path.basename(name) for name in samples.filenames]
     started = time.perf_counter()
-    async with Store("task-runner", store_url or FileConnector()) as store:
-        photographs = await store.proxy_batch([image / 255 for image in samples.images])
-        try:
-            async with start_runner(store, workers) as runner, asyncio.TaskGroup() as group:
-                finding = [group.create_task(find_edges(runner, p, scales)) for p in photographs]
-        finally:
-            await store.evict_batch([get_key(p) for p in photographs])
+    async with (
+        Store("task-runner", store_url or FileConnector()) as store,
+        LeaseLifetime(store, LEASE_SECONDS) as inputs,
+    ):
+        images = [image / 255 for image in samples.images]
+        photographs = await store.proxy_batch(images, lifetime=inputs)
+        async with start_runner(store, workers) as runner, asyncio.TaskGroup() as group:
+            finding = [group.create_task(find_edges(runner, p, scales)) for p in photographs]
     seconds = time.perf_counter() - started
 
     print("blur (pixels)", *(f"{name:>12}" for name in names))

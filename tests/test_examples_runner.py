@@ -21,6 +21,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from proxyplane import FileConnector, Store
+from proxyplane.connectors._file_leases import is_leased
 from support import examples
 from support.examples import EXAMPLES, ending, objects, start
 
@@ -139,7 +140,10 @@ class TestTaskRunner:
         assert objects(environment) == []
 
     def test_worker_killed(self, environment):
-        """A worker that is killed ends the run with an error, and leaves nothing behind."""
+        """A worker that is killed ends the run with an error, and leaves nothing but for a minute.
+
+        For it may have been killed when it had stored something, and had not told of it.
+        """
         command = (EXAMPLES / "task_runner.py", "--scales", "40", "--workers", "2")
         with ending(start(environment, *command)) as process:
             wait_for(lambda: len(objects(environment)) > 6)
@@ -149,7 +153,31 @@ class TestTaskRunner:
         assert process.returncode == 1
         assert "BrokenProcessPool" in stderr
         assert not any(worker.is_running() for worker in workers)
-        assert objects(environment) == []
+        assert after_a_minute(environment) == []
+
+    def test_runner_killed(self, environment):
+        """Nobody is left then who could remove anything; and nothing is left for long."""
+        command = (EXAMPLES / "task_runner.py", "--scales", "40", "--workers", "2")
+        with ending(start(environment, *command)) as process:
+            wait_for(lambda: len(objects(environment)) > 6)
+            workers = workers_of(process)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            wait_for(lambda: not any(worker.is_running() for worker in workers))
+        assert after_a_minute(environment) == []
+
+
+def after_a_minute(environment):
+    """What is left of the objects when leases have ended, and somebody sweeps."""
+    connector = FileConnector(environment["PROXYPLANE_DIR"])
+    for name in objects(environment):
+        path = os.path.join(environment["PROXYPLANE_DIR"], name)
+        if is_leased(os.lstat(path)):
+            assert os.lstat(path).st_mtime < time.time() + 120
+            os.utime(path, (0, 0))
+    asyncio.run(connector.sweep())
+    # What is not published is none, and may take longer.
+    return [name for name in objects(environment) if not name.startswith(".")]
 
 
 # -- the picture --------------------------------------------------------------------------------

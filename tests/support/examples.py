@@ -40,9 +40,7 @@ def objects(environment):
 
 
 def _is_empty(path):
-    with contextlib.suppress(NotADirectoryError):
-        return not os.listdir(path)
-    return False
+    return os.path.isdir(path) and not any(files for _, _, files in os.walk(path))
 
 
 def start(environment, *command):
