@@ -70,6 +70,7 @@ LAYERS = [
         "_store_gets",
         "_store_life",
         "_store_puts",
+        "_store_short",
         "store",
     ],
     ["registry"],

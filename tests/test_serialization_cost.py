@@ -14,7 +14,10 @@ import pyarrow as pa
 import pytest
 
 from proxyplane import _frames
+from proxyplane.exceptions import SerializationError
 from proxyplane.serialization import (
+    TOO_LONG,
+    decode,
     encode_may_stall,
     needs_worker,
     register_serializer,
@@ -39,6 +42,17 @@ class TestStalls:
         """Small objects are encoded and decoded where they are."""
         assert not encode_may_stall(value, checksum=True)
         assert not needs_worker(packed(value, checksum=True))
+
+    def test_brief(self):
+        """To decode briefly is to decode unless it stalls, wherever the header was seen before."""
+        for value in (1, "x" * 1000, b"x" * 2000, "x" * 3_000_000, bytes(3_000_000)):
+            data = bytearray(packed(value))
+            for _ in range(2):
+                found = decode(data, brief=True)
+                assert (found is TOO_LONG) is needs_worker(data)
+                assert found is TOO_LONG or found == value
+        with pytest.raises(SerializationError):
+            decode(packed(1)[:-1], brief=True)
 
     def test_large_array(self):
         """A large array stalls only when it is copied or checked."""

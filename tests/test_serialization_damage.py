@@ -70,6 +70,17 @@ class TestDamage:
                 else:
                     assert reason == "corrupt"
 
+    def test_kept_header(self):
+        """A header that was read before does not vouch for one that differs in a byte."""
+        data = packed(b"*" * 600)
+        for _ in range(2):
+            decode(data)
+            for at in range(protected(data)):
+                damaged = bytearray(data)
+                damaged[at] ^= 1
+                with pytest.raises(SerializationError):
+                    decode(damaged)
+
     def test_every_byte_flipped_with_checksum(self, sample):
         """With checksums, a change of any byte of a body is an error; padding means nothing."""
         data = packed(sample, checksum=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from proxyplane import FileConnector, Store, _frames
 from proxyplane._trust import Trust
 from proxyplane.exceptions import ConfigError, SerializationError, UntrustedDataError
-from proxyplane.serialization import decode, encode, get_serializer, needs_worker
+from proxyplane.serialization import TOO_LONG, decode, encode, get_serializer, needs_worker
 from support import evil
 from support.encoding import forged, packed
 
@@ -143,6 +143,8 @@ class TestSignature:
         large = bytes(900_000)
         assert needs_worker(signed(large)) and not needs_worker(packed(large))
         assert not needs_worker(signed(b"x"))
+        assert decode(signed(large), trust=SIGNS, key="key", brief=True) is TOO_LONG
+        assert b"x" == decode(signed(b"x"), trust=SIGNS, key="key", brief=True)
 
     def test_shared_memory_is_copied_first(self, tmp_path):
         """Who changes a mapped file after the check changes nothing in what is decoded."""

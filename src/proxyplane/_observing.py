@@ -54,6 +54,11 @@ def observe(store: Any, instruments: Sequence[Instrument]) -> None:
 
     for method, (name, place) in OPERATIONS.items():
         setattr(store, method, _observed(store.name, name, place, getattr(store, method), tell))
+    # The short ways go past what is watched.
+    store.read = lambda key, default: store.getting(key, default).perform()
+    store.read_here = lambda key, default: store.getting(key, default).perform_blocking(
+        store.on_blocking
+    )
     cached = store.cached
 
     def seen(key: str) -> Any:

@@ -54,6 +54,7 @@ class StoreBase(ABC):
         self.trust = trust_of(config)
         self._serializer = self._chosen(config.serializer)
         self._cache = LRUCache(*config.cache_limits())
+        self._caches = self._cache.max_items > 0
         self._config = config
         self.connector = connector
         self._naming = has_names(connector)
@@ -252,16 +253,25 @@ class StoreBase(ABC):
         return serialization.needs_worker(buffer) or not self.trust.ready
 
     def _decode(
-        self, key: str, buffer: Buffer, since: int, cache: bool = True, mark: str | None = None
+        self,
+        key: str,
+        buffer: Buffer,
+        since: int,
+        cache: bool = True,
+        mark: str | None = None,
+        *,
+        brief: bool = False,
     ) -> Any:
         decoding.depth += 1
         try:
-            obj = serialization.decode(buffer, trust=self.trust, key=key)
+            obj = serialization.decode(buffer, trust=self.trust, key=key, brief=brief)
         finally:
             decoding.depth -= 1
+        if obj is serialization.TOO_LONG:
+            return obj
         if type(obj) is Failure:
             raise obj.to_raise()
-        if cache:
+        if cache and self._caches:
             self._cache.put(key, obj, len(buffer), since=since, mark=mark)
         return obj
 

@@ -9,13 +9,13 @@ from proxyplane._operations import Operation
 from proxyplane._progress import Told
 from proxyplane._runtime.progress import Progress
 from proxyplane._store_futures import StoreFutures
-from proxyplane._store_gets import StoreGets
 from proxyplane._store_puts import StorePuts
+from proxyplane._store_short import StoreShort
 
 R = TypeVar("R")
 
 
-class StoreCore(StorePuts, StoreGets, StoreFutures):
+class StoreCore(StorePuts, StoreShort, StoreFutures):
     """All that a store does, as operations that async and blocking code perform."""
 
     def told(

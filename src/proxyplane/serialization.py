@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from proxyplane import _frames
 from proxyplane._codecs import BUILTIN
@@ -21,6 +21,7 @@ from proxyplane.exceptions import ConfigError, SerializationError
 __all__ = [
     "BUILTIN",
     "CHECKSUMS",
+    "TOO_LONG",
     "decode",
     "encode",
     "encode_may_stall",
@@ -40,6 +41,17 @@ _INLINE_SIGNED = 512 * 1024  # bytes with a MAC: 450 us, and a copy
 
 CHECKSUMS = ("crc32", "xxh3")
 """Kinds of checksums of bodies; the second, of the package xxhash, costs a quarter of the time."""
+
+
+class _TooLong:
+    """The type of `TOO_LONG`."""
+
+    def __repr__(self) -> str:
+        return "TOO_LONG"
+
+
+TOO_LONG: Final = _TooLong()
+"""What `decode` gives, if it was asked to be brief, in place of what belongs on a worker thread."""
 
 _ARROW = ArrowCodec.id
 _custom: dict[str, Serializer] = {}
@@ -88,7 +100,13 @@ def frames_size(frames: Sequence[Buffer]) -> int:
     return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
 
 
-def decode(buffer: Buffer, *, trust: Trust = NOTHING_ASKED, key: str | None = None) -> Any:
+def decode(
+    buffer: Buffer,
+    *,
+    trust: Trust = NOTHING_ASKED,
+    key: str | None = None,
+    brief: bool = False,
+) -> Any:
     """Makes the object that one contiguous buffer holds.
 
     Arrays and tables of a writable buffer are views of it: the buffer must be private to the
@@ -98,14 +116,21 @@ def decode(buffer: Buffer, *, trust: Trust = NOTHING_ASKED, key: str | None = No
         buffer: The bytes.
         trust: What is asked of them.
         key: The key under which they were found, which a signature covers.
+        brief: Whether to give `TOO_LONG`, and decode nothing, where `needs_worker` is true.
 
     Raises:
         UntrustedDataError: They are not what `trust` asks for; nothing was decoded or imported.
         SerializationError: The bytes are no whole and intact object, or it cannot be made here;
             `reason` says which. No other exception leaves, whatever the bytes.
     """
-    view = trust.check(_frames.flat_view(buffer), key)
+    view = _frames.flat_view(buffer)
+    if trust.references or _frames.may_be_signed(view):
+        if brief and len(view) > _INLINE_SIGNED:
+            return TOO_LONG
+        view = trust.check(view, key)
     header = _frames.read_header(view)
+    if brief and _takes_long(view, header):
+        return TOO_LONG
     codec = header.codec
     if trust.allow is not None:
         trust.check_codec(codec, key)
@@ -140,6 +165,10 @@ def needs_worker(buffer: Buffer) -> bool:
         header = _frames.read_header(view)
     except SerializationError:
         return False
+    return _takes_long(view, header)
+
+
+def _takes_long(view: memoryview, header: _frames.Header) -> bool:
     serializer = BUILTIN.get(header.codec)
     if serializer is not None and header.end <= _INLINE_PICKLE:
         return len(header.lengths) > _INLINE_BODIES

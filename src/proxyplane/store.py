@@ -255,6 +255,8 @@ class Store(StoreLife):
             StoreClosedError: The store was closed.
             ConnectorError: The medium failed.
         """
+        if not strict and progress is None:
+            return await self.read(key, default)
         operation = self.getting(key, default, strict)
         if progress is not None:
             operation = self.told(operation, progress)

@@ -199,6 +199,8 @@ class Store:
         progress: Progress | None = None,
     ) -> Any:
         """Blocking twin of `proxyplane.Store.get`."""
+        if not strict and progress is None:
+            return self._store.read_here(key, default)
         operation = self._store.getting(key, default, strict)
         if progress is not None:
             operation = self._store.told(operation, progress)

@@ -106,12 +106,15 @@ class Pool:
         try:
             if wire is None or wire.lost:
                 wire = await self._share()
-            with self._mapped():
+            try:
                 slots = wire.request(data, count)
                 last = slots[-1]
-                # The last first: then there is only one to wait for.
+                # The last: then the others are there, too.
                 await wire.arrival(last)
-                return [await wire.take(slot) for slot in slots]
+                return [slot.reply() for slot in slots]
+            except Exception:
+                with self._mapped():
+                    raise
         except asyncio.CancelledError:
             if left is not None:
                 arrived = partial(self._leave, left, slots)

@@ -43,6 +43,12 @@ class Slot:
         self.into = into
         self.size = 0 if into is None else len(into)
 
+    def reply(self) -> Reply:
+        """What came; raises it, if the server refused."""
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
 
 class Wire(asyncio.BufferedProtocol):
     """One connection, which knows whether it is in step with the server.
@@ -104,9 +110,7 @@ class Wire(asyncio.BufferedProtocol):
         """
         if slot.value is _PENDING:
             await self.arrival(slot)
-        if isinstance(slot.value, Exception):
-            raise slot.value
-        return slot.value
+        return slot.reply()
 
     async def arrival(self, slot: Slot) -> None:
         """Waits for a reply, and so for those before it.
@@ -136,7 +140,8 @@ class Wire(asyncio.BufferedProtocol):
 
     async def exchange(self, data: bytes) -> Reply:
         """Sends one small command and takes its reply, in one step: `request` and `take`."""
-        self.check()
+        if self._error is not None:
+            raise self._lost()
         slot = Slot()
         self._expect((slot,))
         self._transport.write(data)
@@ -147,9 +152,7 @@ class Wire(asyncio.BufferedProtocol):
             slot.waiter = None
         if slot.value is _PENDING:
             raise self._lost()
-        if isinstance(slot.value, Exception):
-            raise slot.value
-        return slot.value
+        return slot.reply()
 
     async def call(self, *words: bytes | str | int) -> Reply:
         """Sends one small command and takes its reply."""
