@@ -258,15 +258,27 @@ async def test_the_directory_is_deleted(connector, again):
 
 
 @pytest.mark.row("directory gone")
-@pytest.mark.parametrize("option", [(), ("-l",)], ids=["umount", "lazy"])
-def test_unmounted(tmp_path, option):
-    """When the file system is unmounted the waits end."""
+@pytest.mark.parametrize(
+    ("option", "defended"),
+    [((), True), (("-l",), True), ((), False)],
+    ids=["umount", "lazy", "undefended"],
+)
+def test_unmounted(tmp_path, monkeypatch, option, defended):
+    """When the file system is unmounted the waits end: the kernel says that a watch is over.
+
+    Who does not listen to that waits on for nothing.
+    """
     need_root()
+    if not defended:
+        monkeypatch.setattr(_file_watch._Watcher, "on_lost", lambda self, everyone: None)
 
     async def main(path):
         connector = FileConnector(path)
         task = await waiting(connector, await connector.new_key())
         subprocess.run(["umount", *option, str(path)], check=True)
+        if not defended:
+            await all_woken([task], False)
+            return
         with pytest.raises(ObjectLostError):
             await task
 

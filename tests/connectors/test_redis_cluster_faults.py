@@ -10,6 +10,7 @@ from redis.crc import key_slot
 
 from proxyplane import RedisConnector
 from proxyplane.connectors.redis import behind, parts, waiting
+from proxyplane.connectors.redis.cluster import ClusterClient
 from proxyplane.exceptions import (
     ConnectorError,
     ConnectorLostError,
@@ -18,6 +19,8 @@ from proxyplane.exceptions import (
     ObjectLostError,
 )
 from proxyplane.testing import cancelled_at
+from support.redis_waiting import all_woken
+from support.soak import defended_or_not
 from support.waiting import until
 
 MB = 1 << 20
@@ -100,16 +103,31 @@ async def test_a_node_is_killed_and_comes_back(cluster, connector, victim):
 
 
 @pytest.mark.row("cluster node killed")
-async def test_a_node_comes_back_empty(own_redis_cluster, monkeypatch):
-    """Who waits for an object whose node has forgotten everything is told so."""
+@defended_or_not
+async def test_a_node_comes_back_empty(own_redis_cluster, monkeypatch, defended):
+    """Who waits for an object whose node has forgotten everything is told so.
+
+    Nobody else tells: it is found by looking from time to time.
+    """
     monkeypatch.setattr(waiting, "BACKSTOP_SECONDS", 0.2)
     cluster = await asyncio.to_thread(own_redis_cluster, *PARTIAL)
     connector = RedisConnector(cluster.url, namespace="n")
     futures = await at_places(cluster, connector, connector.new_key, 30)
     tasks = {key: asyncio.create_task(connector.wait(key, LONG)) for key in futures}
     await asleep(connector, 30)
+    if not defended:
+
+        async def look_up(self, names):
+            return [(False, True)] * len(names)
+
+        monkeypatch.setattr(ClusterClient, "look_up", look_up)
     await asyncio.to_thread(cluster.nodes[1].restart)
     await asyncio.to_thread(cluster.settle)
+    if not defended:
+        await all_woken([tasks[key] for key, place in futures.items() if place == 1], False)
+        await connector.aclose()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        return
     for key, place in futures.items():
         if place == 1:
             with pytest.raises(ObjectLostError):

@@ -11,6 +11,7 @@ from redis import exceptions as redis_errors
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.connectors.redis.errors import map_errors
 from proxyplane.connectors.redis.url import parse_url
+from proxyplane.connectors.redis.wire import Wire
 from proxyplane.exceptions import (
     ConnectorClosedError,
     ConnectorError,
@@ -355,6 +356,29 @@ async def test_server_killed_in_the_middle(own_redis_server, operation, way):
             assert b"again" == await connector.get(await connector.put([b"again"]))
         assert await connector.get(key) is None
         await connector.aclose(clear=True)
+
+
+@pytest.mark.row("server killed in a transfer")
+@pytest.mark.undefended
+async def test_server_killed_and_nobody_is_told(own_redis_server, monkeypatch):
+    """Where the end of a connection is not passed on, whoever reads from it waits for ever."""
+    monkeypatch.setattr(Wire, "connection_lost", lambda self, exc: None)
+    server = await asyncio.to_thread(own_redis_server)
+    async with TCPProxy(server.port) as proxy:
+        connector = RedisConnector(f"redis://127.0.0.1:{proxy.port}", timeout=3600)
+        key = await connector.put([bytes(32 * MB)])
+        proxy.delay = 0.002
+        seen = proxy.forwarded["down"]
+        task = asyncio.create_task(connector.get(key))
+        await until(lambda: proxy.forwarded["down"] > seen + 3 * MB)
+        await asyncio.to_thread(server.kill)
+        proxy.delay = 0
+        await asyncio.wait([task], timeout=1)
+        assert not task.done()
+        task.cancel()
+        await asyncio.wait([task])
+        monkeypatch.undo()
+        await connector.aclose()
 
 
 async def test_refused_then_restarted(own_redis_server, way):

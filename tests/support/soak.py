@@ -68,7 +68,6 @@ ROWS: dict[str, Row] = {
         "kill",
         "lost wrong hung",
         "redis-py may send a command twice (10 retries)",
-        "a lost connection is an error of the system's, whoever reads it",
     ),
     "server killed, its log kept": Row(
         2,
@@ -112,9 +111,7 @@ ROWS: dict[str, Row] = {
         "lost wrong",
         "redis-py tells nothing: 7 of 20 acknowledged values dropped under allkeys-lru",
     ),
-    "cluster node killed": Row(
-        1, 3, "kill", "lost wrong hung", _LOST, "what a node does not have, no client can read"
-    ),
+    "cluster node killed": Row(1, 3, "kill", "lost wrong hung", _LOST),
     "subscription killed": Row(20, 500, "kill", "lost hung", _POLLS),
     "output buffer overrun": Row(
         1,
@@ -137,7 +134,6 @@ ROWS: dict[str, Row] = {
         "race",
         "wrong",
         "ProxyStore's second result replaces the first",
-        "that of two at once one succeeds is the file system's, server's or interpreter's work",
     ),
     "set racing evict": Row(
         300,
@@ -145,7 +141,6 @@ ROWS: dict[str, Row] = {
         "race",
         "wrong hung",
         "–",
-        "as for two sets",
     ),
     "setter killed": Row(
         1, 20, "kill", "lost hung", "Ray: OwnerDiedError; ProxyStore asks once a second, on and on"
@@ -188,7 +183,6 @@ ROWS: dict[str, Row] = {
         "removal by rm or umount",
         "hung",
         "ProxyStore asks once a second",
-        "the kernel tells those who watch; that replaced ones are noticed is a row of its own",
     ),
     "inotify overflow": Row(
         1,
