@@ -9,16 +9,11 @@ import pytest
 
 from proxyplane.connectors.redis import RedisConnector, waiting
 from proxyplane.exceptions import ConnectorError, ConnectorLostError, StoreFullError
-from support.servers import admin
+from support.servers import POLICIES, admin
 from support.soak import SOAK, WAITERS, defended_or_not, recovering, tally, times
 from support.waiting import until
 
 LOG = ("--appendonly", "yes", "--appendfsync", "always")
-POLICIES = [
-    "noeviction",
-    *(f"{which}-{how}" for which in ("allkeys", "volatile") for how in ("lru", "lfu", "random")),
-    "volatile-ttl",
-]
 
 
 def body_of(key: str) -> bytes:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from types import NoneType
 
 import pytest
 
 from proxyplane.connectors.redis import RedisConnector, waiting
+from proxyplane.connectors.redis.later import record_name
+from proxyplane.exceptions import ObjectLostError, StoreFullError
 from support.redis_waiting import all_woken, asleep, blind, register, set_at_once, start_waiting
-from support.servers import admin
-from support.soak import SOAK, WAITERS, defended_or_not, tally, times
+from support.servers import POLICIES, admin
+from support.soak import SOAK, WAITERS, defended_or_not, recovering, tally, times
 from support.tcp_proxy import TCPProxy
 from support.waiting import until
 
@@ -199,3 +202,85 @@ async def test_slow_link_under_waiters(proxied, monkeypatch, defended):
         await asyncio.to_thread(set_at_once, server, direct, names[1::2], **LOGIN)
         await all_woken(tasks[1::2], True)
         assert await direct.get_batch(names) == [b"x"] * len(names)
+
+
+async def fill(connector, bytes_):
+    """Puts objects with a lease; returns whether one was refused."""
+    refused = False
+    for _ in range(bytes_ // 20_000):
+        try:
+            await connector.put([bytes(20_000)], ttl=3600)
+        except StoreFullError:
+            refused = True
+    return refused
+
+
+@pytest.mark.row("maxmemory")
+@pytest.mark.parametrize(
+    ("policy", "defended"),
+    [*((policy, True) for policy in POLICIES), ("allkeys-random", False)],
+    ids=[*POLICIES, "undefended"],
+)
+@pytest.mark.filterwarnings("ignore:Redis at:RuntimeWarning")
+async def test_full_under_waiters(own_redis_server, monkeypatch, policy, defended):
+    """When the server is full, each of 5,000 waiters gets the object, or learns that it is lost.
+
+    Whoever would set it is told that there is no room, or that the key is lost. What the policy
+    must not drop is there. Without a look from time to time, nobody learns of dropped keys.
+    """
+    if defended:
+        monkeypatch.setattr(waiting, "BACKSTOP_SECONDS", 0.5)
+    server = await asyncio.to_thread(own_redis_server, args=["--maxmemory-policy", policy])
+    through, direct = RedisConnector(server.url), RedisConnector(server.url)
+    half = WAITERS // 2 if defended else 500
+    kept = await register(direct, half)
+    leased = await asyncio.gather(*(direct.new_key(ttl=3600) for _ in range(half)))
+    if policy.startswith("allkeys"):
+        kept, leased = [], kept + leased
+    tasks = dict(zip(kept + leased, await start_waiting(through, kept + leased), strict=True))
+    with admin(server) as client:
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + (1 << 20))
+        assert await fill(direct, 4 << 20) is (policy == "noeviction")
+        dropped = [key for key in tasks if not client.exists(record_name(direct._name(key)))]
+        assert bool(dropped) is (policy != "noeviction")
+        assert not {*dropped} & {*kept}
+        if dropped:
+            # Those who wait for what is set hear of that; of the others nobody else tells.
+            alone = [tasks.pop(key) for key in dropped[: len(dropped) // 2]]
+            if not defended:
+                await all_woken(alone, False)
+                await end_waits(tasks.values())
+                return
+            with recovering():
+                outcomes = await asyncio.gather(*alone, return_exceptions=True)
+            assert {*map(type, outcomes)} == {ObjectLostError}
+        told = {}
+
+        async def set_all(keys):
+            for start in range(0, len(keys), 100):
+                some = keys[start : start + 100]
+                calls = (direct.set(key, [key.encode() * 10]) for key in some)
+                for key, how in zip(
+                    some, await asyncio.gather(*calls, return_exceptions=True), strict=True
+                ):
+                    told[key] = type(how)
+
+        await set_all([*tasks])
+        assert {*told.values()} <= {NoneType, StoreFullError, ObjectLostError}
+        client.config_set("maxmemory", 0)
+        await set_all([key for key, how in told.items() if how is StoreFullError])
+    assert {*told.values()} <= {NoneType, ObjectLostError}
+    ends = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    assert {*map(type, ends)} <= {NoneType, ObjectLostError}
+    found = dict(zip(tasks, await direct.get_batch([*tasks]), strict=True))
+    for key, end in zip(tasks, ends, strict=True):
+        assert found[key] in (None, key.encode() * 10)
+        # Of what the server dropped before it was set, or after, nothing is found.
+        assert found[key] is None or (told[key] is type(end) is NoneType)
+    safe = [*tasks] if policy == "noeviction" else kept
+    assert all(found[key] is not None for key in safe)
+    assert all(told[key] is NoneType for key in safe)
+    tally.notes.append("5,000 waiters under each policy")
+    tally.tries = 1
+    await through.aclose()
+    await direct.aclose()

@@ -13,6 +13,13 @@ from proxyplane._server import EmbeddedServer
 # Runs the tests against another server program, for example Debian's /usr/bin/redis-server.
 BINARY_VARIABLE = "PROXYPLANE_TEST_REDIS_SERVER"
 
+POLICIES = [
+    "noeviction",
+    *(f"{which}-{how}" for which in ("allkeys", "volatile") for how in ("lru", "lfu", "random")),
+    "volatile-ttl",
+]
+"""All values of maxmemory-policy."""
+
 
 def make_server(*, tcp: bool = True, args: Sequence[str] = ()) -> EmbeddedServer:
     """A server that is not started yet: use it as a context manager."""
