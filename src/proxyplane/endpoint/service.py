@@ -19,9 +19,9 @@ from proxyplane.connectors.endpoint.client import (
     ENDPOINT,
     LEASE,
     LENGTH,
-    MEMORY,
     VERSIONS,
 )
+from proxyplane.connectors.endpoint.download import MEMORY
 from proxyplane.connectors.endpoint.keys import LONGEST_KEY, unquote_key
 from proxyplane.endpoint.counting import Counts
 from proxyplane.endpoint.objects import Entry

@@ -14,7 +14,8 @@ from proxyplane._runtime.workers import run_in_worker
 from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, telling
 from proxyplane.connectors.endpoint.channel import Answer, Body, Channel, NotSentError
-from proxyplane.connectors.endpoint.keys import SHORT, quote_key
+from proxyplane.connectors.endpoint.download import Download
+from proxyplane.connectors.endpoint.keys import SHORT
 from proxyplane.connectors.endpoint.places import Address, Place, address_of, place_for
 from proxyplane.connectors.endpoint.problems import error_of
 from proxyplane.connectors.endpoint.shared import POSSIBLE, map_memory
@@ -43,8 +44,6 @@ __all__ = [
 
 ENDPOINT: Final = "Endpoint"
 """The header that says for which endpoint a request is."""
-MEMORY: Final = "Memory"
-"""The header of a request that an object may be mapped, and of the answer that says where."""
 LEASE: Final = "Lease"
 """The header that says for how many seconds an object is to stay."""
 VERSIONS: Final = ("v1", "v2")
@@ -246,14 +245,7 @@ class Client:
 
     async def _get(self, key: str, endpoint: str, *, mapped: bool) -> Buffer | str | None:
         """An object, or where it can be mapped."""
-        path = f"/v1/objects/{quote_key(key)}"
-        fields = {MEMORY: "yes"} if mapped else None
-        async with self.ask("GET", path, endpoint, fields=fields, missing=True) as answer:
-            place = answer.fields.get(MEMORY.lower()) if mapped else None
-            if answer.status != 404 and place is None:
-                return await answer.body(_telling(answer.size or 0))
-            await answer.text()
-            return place
+        return await Download(self.ask, key, endpoint, mapped=mapped).run()
 
     async def get_many(self, keys: Sequence[str], endpoint: str) -> list[Buffer | None]:
         """Reads many objects in one request."""

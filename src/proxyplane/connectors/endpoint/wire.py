@@ -222,6 +222,11 @@ class Connection(asyncio.BufferedProtocol):
             self._left -= size
             self._finish_if_read()
 
+    @property
+    def filled(self) -> int:
+        """How many bytes have come of the last `read_into` that waited for any."""
+        return self._filled
+
     async def read(self, size: int, tell: Tell = None) -> bytearray | mmap.mmap:
         """Reads so many bytes of the body into memory of their own; see `read_into`."""
         made = new_buffer(size)
