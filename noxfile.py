@@ -258,6 +258,15 @@ def large(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/large", *session.posargs, env=environment)
 
 
+@nox.session(python=OLDEST, default=False, requires=["build"])
+def frameworks(session: nox.Session) -> None:
+    """Proxies and tensors in PyTorch and JAX, which are gigabytes to install."""
+    environment = install_wheel(session)
+    session.install("torch>=2.2", "jax>=0.4.30")
+    environment["PROXYPLANE_TEST_FRAMEWORKS"] = "1"
+    session.run("python", "-m", "pytest", "tests/frameworks", *session.posargs, env=environment)
+
+
 @nox.session(python=False)
 def report(session: nox.Session) -> None:
     """Which Pythons were found and what ran on each; fails if one is missing."""

@@ -43,6 +43,7 @@ LAYERS = [
     ["_runtime.*"],
     [
         "_forward",
+        "_frameworks",
         "_gather",
         "_observing",
         "_operations",

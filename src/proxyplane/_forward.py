@@ -21,6 +21,12 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, cast
 
+from proxyplane._frameworks import (
+    class_told,
+    register_with_jax,
+    torch_function,
+    trusts_the_class,
+)
 from proxyplane._slots import ProxySlots
 
 # Bits of ``type.__flags__`` by which ``match`` tells sequences and mappings.
@@ -207,7 +213,7 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
 _METHODS = ["__buffer__", "__enter__", "__exit__"]
 
 # Method -> (forward, the target's methods of which one must exist for the proxy to have it).
-_FORWARDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+_FORWARDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     **{name: (forward, needs) for name, forward, needs in _operator_forwards()},
     **{name: (_unary(function), (name,)) for name, function in _UNARY.items()},
     **{name: (_binary(function), (name,)) for name, function in _BINARY.items()},
@@ -225,6 +231,7 @@ _FORWARDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "__bytes__": (_unary(bytes), ()),
     "__array__": (_array, ()),
     "__array_ufunc__": (_array_ufunc, ()),
+    "__torch_function__": (classmethod(torch_function), ("__torch_function__",)),
 }
 for _name, (_forward, _) in _FORWARDS.items():
     _forward.__name__ = _name
@@ -276,6 +283,8 @@ def namespace_for(target_type: type) -> dict[str, Any]:
         names.discard("__buffer__")
     found: dict[str, Any] = {name: _FORWARDS[name][0] for name in names}
     found.update(_attributes(target_type))
+    if trusts_the_class(target_type):
+        found["__class__"] = class_told(target_type)
     if target_type.__hash__ is None:
         found["__hash__"] = None
     for name in ("__dataclass_fields__", "__dataclass_params__"):
@@ -341,6 +350,7 @@ class ClassCache:
         try:
             made = self._make(f"[{target_type.__name__}]", namespace_for(target_type))
             register_abcs(made, target_type)
+            register_with_jax(made, target_type)
         except Exception:  # noqa: BLE001  # a metaclass that refuses
             return self.unknown
         token = id(target_type)

@@ -16,6 +16,7 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from proxyplane._forward import ClassCache
+from proxyplane._frameworks import only_compares, trusts_the_class
 from proxyplane._resolving import aextract, aresolve, extract, resolve, resolve_async, touch
 from proxyplane._runtime import eager
 from proxyplane._slots import (
@@ -167,10 +168,15 @@ class Proxy(ProxySlots[T_co], metaclass=_ProxyMeta):
             except AttributeError:
                 if is_resolved(self):
                     raise
-            known = hints_of(self).type_for(sys._getframe(1), Proxy)
-            if known is None and getattr(factory_of(self), "deferred", False):
-                return Proxy  # a probe is not worth waiting for a producer
-            return self.__proxy_target__.__class__ if known is None else known
+            asking = sys._getframe(1)
+            kind = hints_of(self).type_for(asking, Proxy)
+            if kind is not None and type(self) is not _unknown:
+                return kind  # the class was made for it: see `class_told`
+            if kind is None:
+                if getattr(factory_of(self), "deferred", False):
+                    return Proxy  # a probe is not worth waiting for a producer
+                kind = self.__proxy_target__.__class__
+            return type(self) if trusts_the_class(kind) and not only_compares(asking) else kind
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return aresolve(self).__await__()
