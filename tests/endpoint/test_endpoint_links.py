@@ -11,7 +11,7 @@ import pytest
 from plugins.endpoints import here
 from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.exceptions import ConnectorError, ConnectorLostError, PeerUnreachableError
-from support.endpoints import introduce, path_of
+from support.endpoints import FORGETS, introduce, path_of
 from support.networks import Internet, needs_networks
 from support.soak import defended_or_not, recovering, times
 from support.waiting import until
@@ -63,14 +63,22 @@ async def waiting(site, count):
 
 
 @pytest.mark.row("peer link cut")
-async def test_waiters_survive_a_cut(internet, linked):
-    """A thousand waiters are woken by what was set while the link was cut, and after that."""
+@defended_or_not
+async def test_waiters_survive_a_cut(internet, linked, defended):
+    """A thousand waiters are woken by what was set while the link was cut, and after that.
+
+    Not if their endpoint does not ask for it once more.
+    """
     near, far = linked
+    count = WAITERS if defended else 10
+    if not defended:
+        near.end()
+        near.start(FORGETS)
     connector = EndpointConnector(far.name)
-    for _ in range(times("peer link cut")):
-        keys = [await connector.new_key() for _ in range(WAITERS)]
+    for _ in range(times("peer link cut") if defended else 1):
+        keys = [await connector.new_key() for _ in range(count)]
         tasks = [asyncio.create_task(connector.wait(key, LONG)) for key in keys]
-        await waiting(far, WAITERS)
+        await waiting(far, count)
         internet.cut()
         for key in keys[::2]:
             path = path_of(key).replace("objects", "later")
@@ -78,6 +86,11 @@ async def test_waiters_survive_a_cut(internet, linked):
         await until(lambda: not near.status()["peers"][far.name]["up"])
         assert not any(task.done() for task in tasks)
         internet.join()
+        if not defended:
+            await until(lambda: near.status()["peers"][far.name]["up"])
+            await asyncio.wait(tasks, timeout=2)
+            assert not any(task.done() for task in tasks)
+            break
         with recovering():
             await asyncio.gather(*tasks[::2])
         for key in keys[1::2]:
@@ -87,6 +100,7 @@ async def test_waiters_survive_a_cut(internet, linked):
         await waiting(far, 0)
         assert all(await connector.evict_batch(keys))
     await connector.aclose()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.row("peer link half open")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import pickle
 import signal
@@ -18,6 +19,7 @@ from plugins.endpoints import here
 from proxyplane import Store
 from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.exceptions import (
+    ConnectorError,
     ConnectorLostError,
     ConnectorUnavailableError,
     NotAllowedError,
@@ -244,6 +246,46 @@ async def test_an_impostor_is_noticed(make_site, monkeypatch):
         await connector.put([b"secret"])
     assert impostor.status()["objects"] == 0
     assert "PUT" not in impostor.ask("GET", "/metrics")[1].decode()
+    await connector.aclose()
+
+
+@pytest.mark.row("peer of a wrong identity")
+@pytest.mark.undefended
+async def test_an_impostor_undefended(make_site, monkeypatch):
+    """Whoever takes any certificate for the right one tells an impostor everything."""
+    server, impostor = (make_site(name, listen=at_loopback()) for name in ("server", "impostor"))
+    client = make_site("client", listen=at_loopback())
+    client.configure(f"--peer=server={server.id}@{impostor.listen}")
+    impostor.configure(f"--peer=client={client.id}@{client.listen}")
+    impostor.start()
+    client.start(
+        f"from proxyplane.endpoint import https\nhttps.id_of = lambda shown: {server.id!r}"
+    )
+    here(monkeypatch, client)
+    connector = EndpointConnector("server")
+    with contextlib.suppress(ConnectorError):
+        await connector.put([b"secret"])
+    assert "PUT" in impostor.ask("GET", "/metrics")[1].decode()
+    await connector.aclose()
+
+
+@pytest.mark.row("peer of a wrong identity")
+@pytest.mark.undefended
+async def test_a_stranger_undefended(make_site, monkeypatch):
+    """An endpoint that does not look at its list serves whoever has a certificate."""
+    server = make_site("server", listen=at_loopback())
+    stranger = make_site("stranger", listen=at_loopback())
+    stranger.configure(f"--peer=server={server.id}@{server.listen}")
+    stranger.start()
+    server.start(
+        "from proxyplane.endpoint.peers import Peers\n"
+        "from proxyplane.endpoint.transport import Peer\n"
+        "Peers.by_id = lambda self, id: Peer('anybody', id, '')"
+    )
+    server.ask("PUT", path_of("secret"), b"secret")
+    here(monkeypatch, stranger)
+    connector = EndpointConnector("server")
+    assert await connector.get("secret") == b"secret"
     await connector.aclose()
 
 

@@ -20,6 +20,18 @@ from proxyplane import cli
 from proxyplane.connectors.endpoint.keys import quote_key
 
 SECONDS = 50
+MAIN = "import sys\nfrom proxyplane import cli\nsys.exit(cli.main())"
+FORGETS = """
+from proxyplane.connectors.endpoint.watch import Watch
+real = Watch._send
+async def send(self, session, answer):
+    if hasattr(self, "asked"):
+        self._unsent.clear()
+    self.asked = True
+    await real(self, session, answer)
+Watch._send = send
+"""
+"""Does not ask once more, after a link was lost, for what is waited for."""
 
 WHERE = {
     "memory": (),
@@ -94,13 +106,23 @@ class Site:
         self.id = said.getvalue().strip()
         return self.id
 
-    def start(self) -> None:
-        """Starts it in front, as a child of the tests; returns when it serves."""
+    def start(self, without: str = "") -> None:
+        """Starts it in front, as a child of the tests; returns when it serves.
+
+        Args:
+            without: Python that it runs first, to switch off something of it.
+        """
+        program = ["-m", "proxyplane"]
+        if without:
+            program = [
+                "-c",
+                f"{without}\nimport sys\nfrom proxyplane import cli\nsys.exit(cli.main())",
+            ]
         reader, writer = os.pipe()
         with open(self.directory / "stderr", "ab") as log:
             self.process = subprocess.Popen(
                 self.command(
-                    *(sys.executable, "-W", "error", "-m", "proxyplane", "endpoint", "start"),
+                    *(sys.executable, "-W", "error", *program, "endpoint", "start"),
                     *(self.name, "--front", "--ready-fd", str(writer)),
                 ),
                 env=self.environment,

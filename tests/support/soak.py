@@ -35,7 +35,6 @@ class Row(NamedTuple):
         unit: What is counted, for one; its first word gets an "s" for more (`counted`).
         looks: Which of "lost", "wrong", "hung" and "leaked" its tests look for.
         anchor: What others promise or do there.
-        no_defence: Why no test of it has a defence to switch off; else empty.
     """
 
     ordinary: int
@@ -43,7 +42,6 @@ class Row(NamedTuple):
     unit: str
     looks: str
     anchor: str
-    no_defence: str = ""
 
 
 # What others do: seen with redis-py 8.1 and ProxyStore 1.1, or said in their documentation.
@@ -231,7 +229,6 @@ ROWS: dict[str, Row] = {
         "cut under 1,000 waiters",
         "lost hung",
         "–",
-        "what the peers keep for each other is what is tested; there is no switch",
     ),
     "peer link half open": Row(1, 5, "link", "hung", "–"),
     "peer of a wrong identity": Row(
@@ -240,7 +237,6 @@ ROWS: dict[str, Row] = {
         "attempt to get in",
         "wrong",
         "–",
-        "certificates are compared by the library that does TLS",
     ),
     "peer killed": Row(
         1,
