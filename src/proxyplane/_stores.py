@@ -3,13 +3,19 @@
 A proxy that arrives from elsewhere names its store by a reference: connector URL and store name.
 It gets the very store it names, made here if need be. Names are for people: one name stands for
 one configuration, and a store of the same name with another is refused a place.
+
+Stores that were made here for what arrived are *guests*. Nobody is to close them, and a process
+that lives long may be sent proxies of ever new stores: so only so many are kept. One that is let go
+is not closed, for proxies and calls may have it still. When nobody has, it is collected, and its
+connections with it.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from proxyplane._runtime.fork import on_fork
 from proxyplane.config import StoreConfig
@@ -18,6 +24,11 @@ from proxyplane.exceptions import StoreExistsError, StoreNotFoundError
 if TYPE_CHECKING:
     from proxyplane._runtime.source import Ahead
     from proxyplane.config import OnBlocking
+
+
+_MOST_GUESTS: Final = 64
+# What is in a process's memory lives for as long as somebody refers to it.
+_IN_MEMORY: Final = "local://"
 
 
 class ObjectStore(Protocol):
@@ -62,6 +73,7 @@ class _Process:
         # Open stores whose place an equal one took, by reference: they have it again when that
         # one is closed, as when one ``with`` block stands inside of another.
         self.replaced: dict[str, list[ObjectStore]] = {}
+        self.guests: OrderedDict[str, ObjectStore] = OrderedDict()  # the oldest first
         on_fork(self)
 
     def after_fork_in_child(self) -> None:
@@ -95,6 +107,7 @@ def register(store: ObjectStore, *, exist_ok: bool = False) -> None:
             _process.replaced.setdefault(taken.reference, []).append(taken)
         _process.by_name[store.name] = store
         _process.by_reference[store.reference] = store
+        _process.guests.pop(store.reference, None)  # the user's, from now on
 
 
 def refuse_namesake(taken: ObjectStore, reference: str) -> NoReturn:
@@ -118,6 +131,7 @@ def unregister(name: str, store: ObjectStore | None = None) -> None:
             del _process.by_name[name]
             if _process.by_reference.get(registered.reference) is registered:
                 del _process.by_reference[registered.reference]
+                _process.guests.pop(registered.reference, None)
             if others:
                 register(others.pop())
         if others:
@@ -152,10 +166,14 @@ def find_reference(reference: str) -> Any:
     return None if store is None or store.closed else store
 
 
-def open_reference(reference: str) -> Any:
+def open_reference(reference: str, *, stays: bool = False) -> Any:
     """The store that `reference` names, made if this process does not have it yet.
 
     It takes its name too if that is free; if not, it is found by its reference alone.
+
+    Args:
+        reference: The reference.
+        stays: Whether it is kept for ever; otherwise it is a guest.
     """
     store = find_reference(reference)
     if store is not None:
@@ -167,4 +185,15 @@ def open_reference(reference: str) -> Any:
             _process.by_reference[reference] = store
             if find(store.name) is None:
                 _process.by_name[store.name] = store
+            if not stays and _IN_MEMORY not in reference:
+                _process.guests[reference] = store
+                if len(_process.guests) > _MOST_GUESTS:
+                    _let_go(*_process.guests.popitem(last=False))
         return store
+
+
+def _let_go(reference: str, store: ObjectStore) -> None:
+    if _process.by_reference.get(reference) is store:
+        del _process.by_reference[reference]
+    if _process.by_name.get(store.name) is store:
+        del _process.by_name[store.name]

@@ -150,11 +150,11 @@ def default_store() -> Store:
             raise ConfigError(
                 f"the environment variable {STORE_VARIABLE} describes no store: {error}"
             ) from error
-        return cast(Store, _stores.open_reference(config.to_url()))
+        return cast(Store, _stores.open_reference(config.to_url(), stays=True))
     from proxyplane.connectors.file import FileConnector  # only where it is the choice
 
     config = StoreConfig(name="default", connector=FileConnector().url)
-    return cast(Store, _stores.open_reference(config.to_url()))
+    return cast(Store, _stores.open_reference(config.to_url(), stays=True))
 
 
 def to_proxy(

@@ -32,7 +32,7 @@ def _entry() -> None:
 LEAKS: dict[str, Callable[[Any], Any]] = {
     "MiB": lambda store: bytes(range(256)) * 2_000,
     "heap MiB": lambda store: bytearray(200_000),
-    "blocks": lambda store: [str(number) * 2 for number in range(200)],
+    "blocks": lambda store: [str(number) * 2 for number in range(400)],
     "descriptors": lambda store: os.open("/dev/null", os.O_RDONLY),
     "threads": lambda store: _thread(),
     "tasks": lambda store: _task(),

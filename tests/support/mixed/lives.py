@@ -11,6 +11,7 @@ from typing import Any
 import proxyplane as pp
 from proxyplane import exceptions as ex
 from proxyplane import scopes
+from support.mixed.objects import size_of
 from support.mixed.world import World, operation, raises
 
 # -- lifetimes -------------------------------------------------------------------------------------
@@ -181,6 +182,15 @@ async def a_store_that_is_closed(world: World) -> None:
     with raises(ex.ProxyResolveMissingKeyError):
         await proxy  # which opens it again
     await pp.get_store(proxy).aclose()
+
+
+@operation("elsewhere")
+async def a_store_that_is_new_to_another_process(world: World) -> None:
+    body = world.body()
+    async with pp.Store(world.fresh(), world.url) as store:
+        proxy = await store.proxy(body, populate_target=False)
+        assert await world.elsewhere(size_of, proxy, world.dice.random() < 0.5) == len(body)
+        assert await store.evict(pp.get_key(proxy))
 
 
 @operation()

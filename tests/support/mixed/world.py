@@ -41,7 +41,7 @@ class World:
         self.blocking = pp.sync.Store.of(self.store)
         self.process = elsewhere
         self.reaches_others = bool(url)
-        self.threads = ThreadPoolExecutor(3)
+        self.threads = ThreadPoolExecutor(1)
         self.numbers = itertools.count()
         able = {
             "elsewhere": self.reaches_others,
@@ -51,9 +51,12 @@ class World:
         possible = [one for one in OPERATIONS if all(able[need] for need in one[1])]
         self.operations = [one[0] for one in possible]
         self.weights = list(itertools.accumulate(one[2] for one in possible))
+        self.first = self.dice.sample(self.operations, len(self.operations))
 
     def next_operation(self) -> Operation:
-        """What to do next."""
+        """What to do next: each once, and then any."""
+        if self.first:
+            return self.first.pop()
         return self.dice.choices(self.operations, cum_weights=self.weights)[0]
 
     def body(self) -> bytes:
