@@ -276,7 +276,7 @@ async def test_descriptors_stay_flat(connector):
         tasks[3].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(drop_watches)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def test_the_watch_goes_with_the_last_waiter(connector):

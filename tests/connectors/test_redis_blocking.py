@@ -170,7 +170,7 @@ def test_a_lost_connection_is_replaced_at_once(redis_url):
     before = descriptors()
     for _ in range(5):
         assert connector._blocking._take(False) is not None  # and dropped
-    assert descriptors() == before
+    assert descriptors() <= before
     asyncio.run(connector.aclose())
 
 
@@ -183,7 +183,7 @@ def test_a_forgotten_connector_gives_back_its_connections(redis_url):
     assert descriptors() > before
     del connector
     gc.collect()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_closed_connector_ends_the_calls_of_others(own_redis_server, monkeypatch):

@@ -116,7 +116,7 @@ async def test_cancelled_at_each_await(redis_url, redis_server, operation, cold,
             await setup.evict_batch([key, "named"])
         assert n > 1, "it was never cancelled"
         await connector.aclose(clear=True)
-        await until(lambda: connections(client) == before)
+        await until(lambda: connections(client) <= before)
     await setup.aclose(clear=True)
 
 

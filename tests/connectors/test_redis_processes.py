@@ -42,10 +42,10 @@ def test_two_runs_in_sequence(redis_url, redis_server):
     with admin(redis_server) as client:
         before = connections(client)
         key = asyncio.run(connector.put([b"x"]))
-        assert before == connections(client)
+        assert connections(client) <= before
         for _ in range(3):
             assert b"x" == asyncio.run(connector.get(key))
-        assert before == connections(client)
+        assert connections(client) <= before
     asyncio.run(connector.aclose(clear=True))
 
 
@@ -64,7 +64,7 @@ def test_fifty_threads_with_a_loop_each(redis_url, redis_server):
     with admin(redis_server) as client:
         before = connections(client)
         run_in_threads(50, lambda i: asyncio.run(work(i)))
-        assert before == connections(client)
+        assert connections(client) <= before
     asyncio.run(connector.aclose())
 
 
@@ -120,17 +120,18 @@ def test_with_uvloop(redis_url):
         runner.run(work())
 
 
-def test_a_forgotten_connector_closes_its_connections(redis_url, redis_server):
+def test_a_forgotten_connector_closes_its_connections(own_redis_server):
     """Dropping the last reference without aclose warns, as for a file, and leaks no connection."""
 
+    server = own_redis_server()
+
     async def work():
-        with admin(redis_server) as client:
-            before = connections(client)
-            connector = RedisConnector(redis_url)
+        with admin(server) as client:
+            connector = RedisConnector(server.url)
             await connector.evict(await connector.put([b"x"]))
-            assert before + 1 == connections(client)
+            assert connections(client) == 1
             del connector
-            while connections(client) > before:
+            while connections(client):
                 gc.collect()
                 await asyncio.sleep(0.001)
 

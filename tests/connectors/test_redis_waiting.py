@@ -287,7 +287,7 @@ async def test_a_wait_cancelled_at_each_suspension(redis_url, server, others):
         await nothing_left(connector, server)
         await connector.aclose(clear=True)
         assert {asyncio.current_task()} == asyncio.all_tasks()
-        await until(lambda: connections(server) == before)
+        await until(lambda: connections(server) <= before)
     assert n > 1, "it was never cancelled"
 
 
