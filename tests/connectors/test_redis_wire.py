@@ -98,6 +98,61 @@ def test_a_long_string_goes_into_its_place(size, sizes):
     assert (data, 7) == (bytes(found), after)
 
 
+class TestBuffersAgain:
+    """Large buffers are used again once nobody has them."""
+
+    @pytest.fixture
+    def receive(self):
+        replies = []
+        parser = Parser(replies.append, lambda size: None, redis_errors.ResponseError)
+
+        def receive(size: int, byte: bytes) -> bytearray:
+            data = encode(byte * size)
+            while data:
+                room = parser.room()
+                count = min(len(room), len(data))
+                room[:count] = data[:count]
+                del room
+                parser.received(count)
+                data = data[count:]
+            return replies.pop()
+
+        receive.parser = parser
+        return receive
+
+    @pytest.mark.parametrize("hold", [lambda one: one, memoryview, lambda one: memoryview(one)[9:]])
+    def test_not_while_somebody_refers_to_one(self, receive, hold):
+        """A buffer, or a view of a part of it, keeps what it holds."""
+        held = [hold(receive(MB, b"%d" % i)) for i in range(4)]
+        assert [b"%d" % i for i in range(4)] == [bytes(one[:1]) for one in held]
+        assert all(bytes(one) == bytes(one[:1]) * len(one) for one in held)
+
+    def test_when_nobody_does(self, receive):
+        """It has what came last, in full, whatever its length was before."""
+        first = receive(MB, b"0")
+        before = id(first)
+        del first
+        for size in (MB, MB - 1, MB // 2 + 9, MB):
+            body = receive(size, b"1")
+            assert b"1" * size == body
+            assert before == id(body)
+            del body
+
+    def test_not_for_another_size(self, receive):
+        """Neither a small object nor a larger one has the memory of another size."""
+        for size in (MB, 70_000, 5000, MB, 8 * MB, MB):
+            body = receive(size, b"2")
+            assert b"2" * size == body
+            assert body.__alloc__() < 2 * size
+
+    def test_none_is_kept_when_nothing_comes(self, receive):
+        """A connection at rest holds no megabyte."""
+        receive(MB, b"3")
+        assert receive.parser._last is not None
+        receive.parser.rest()
+        assert receive.parser._last is None
+
+
 @pytest.mark.parametrize("data", [b"?\r\n", b":x\r\n", b"$x\r\n", b"\r\n", b"HTTP/1.1 400 Bad\r\n"])
 def test_what_is_not_the_protocol_is_refused(data):
     """With what came, as far as it fits in a message."""

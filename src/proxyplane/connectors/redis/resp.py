@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, cast
 
@@ -23,6 +24,10 @@ ROOM: Final = 16 << 10
 # From here on a string gets a buffer of its own as soon as its length is known.
 _LONG = 4 << 10
 
+# Buffers of such sizes are used again, when nobody refers to them any more: of bytes and text,
+# which are copies. To be given a megabyte by the system takes 256 page faults, a quarter of a get.
+_AGAIN: Final = range(64 << 10, (1 << 20) + (128 << 10))
+
 # Up to here to join the pieces of a command is cheaper than anything else.
 SMALL: Final = 16 << 10
 _LEAST: Final = 2 << 10  # of a piece that is sent by itself
@@ -32,6 +37,8 @@ _TOO_LONG = 1 << 40
 _new_buffer = ctypes.pythonapi.PyByteArray_FromStringAndSize
 _new_buffer.restype = ctypes.py_object
 _new_buffer.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t]
+_resize = ctypes.pythonapi.PyByteArray_Resize
+_resize.argtypes = [ctypes.py_object, ctypes.c_ssize_t]
 
 # As numpy does for its arrays, from the same size up.
 _HUGE: Final = 4 << 20
@@ -144,6 +151,8 @@ class Parser:
         self._empty: memoryview | None = None
         self._skip = 0  # bytes of the line end after it
         self._arrays: list[tuple[list[Reply], int]] = []  # begun, and how long they get
+        self._last: bytearray | None = None  # the last buffer of a size that is used again
+        self._references = 0
 
     def room(self) -> memoryview:
         """Where the next bytes go; never empty."""
@@ -181,9 +190,13 @@ class Parser:
             self._long = new_buffer(len(self._empty))
             self._empty = memoryview(self._long)
 
+    def rest(self) -> None:
+        """Nothing comes for a while."""
+        self._last = None
+
     def end(self) -> None:
         """What has come so far is of no use, and nothing comes any more."""
-        self._long = self._empty = None
+        self._last = self._long = self._empty = None
         self._arrays.clear()
         self._start = self._end = 0
 
@@ -245,7 +258,7 @@ class Parser:
         """Goes on with a long string, the first bytes of which are in the buffer."""
         view = None if self._arrays else self._place(size)
         if view is None:
-            self._long = new_buffer(size)
+            self._long = self._buffer_of(size)
             view = memoryview(self._long)
         else:
             self._long = view
@@ -259,6 +272,19 @@ class Parser:
             self._skip = 2
             value, self._long = self._long, None
             self._complete(value)
+
+    def _buffer_of(self, size: int) -> bytearray:
+        if size not in _AGAIN:
+            return new_buffer(size)
+        last = self._last
+        # Whoever has a view of it refers to it too.
+        free = last is not None and sys.getrefcount(last) == self._references
+        if last is None or not free or not size < last.__alloc__() < 2 * size:
+            last = self._last = new_buffer(size)
+            self._references = sys.getrefcount(last)  # here alone; what that is depends on Python
+        elif len(last) != size:
+            _resize(last, size)
+        return last
 
     def _complete(self, value: Reply) -> None:
         while self._arrays:

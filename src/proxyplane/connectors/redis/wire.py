@@ -347,6 +347,7 @@ class Wire(asyncio.BufferedProtocol):
         """Takes the connection for lost if there was no progress for too long."""
         self._timer = None
         if not self._slots and self._writable is None:
+            self._parser.rest()
             return
         now = self._loop.time()
         unsent, before = self._link.unsent(), self._unsent
