@@ -90,6 +90,7 @@ operations = {
     "get": (lambda: connector.put_sync([b"old"]), lambda key: bytes(connector.get_sync(key))),
     "get large": (lambda: connector.put_sync([b"old" * 100_000]),
                   lambda key: bytes(connector.get_sync(key)[:3])),
+    "is set": (registered, connector._is_set_sync),
     "exists": (lambda: connector.put_sync([b"old"]), connector.exists_sync),
 }
 make = act = key = None
@@ -236,6 +237,8 @@ def damage(name, key, how, before, after):
         good = (new == [body] and (key not in now_waited or not done)) or (
             new == [] and key in now_waited and not done
         )
+    elif name == "is set":
+        good = new == [] and key in now_waited
     elif name == "evict registered":
         good = new == [] and (key not in now_waited or not done)
     elif name.startswith("evict"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from types import NoneType
 
 import pytest
@@ -284,3 +285,42 @@ async def test_full_under_waiters(own_redis_server, monkeypatch, policy, defende
     tally.tries = 1
     await through.aclose()
     await direct.aclose()
+
+
+@pytest.mark.row("cancellation at random")
+async def test_cancelled_among_waiters(proxied):
+    """Of 5,000 who wait over a slow link half are cancelled, the rest is woken; nothing is left."""
+    server, proxy, through, direct = proxied
+    proxy.delay = 0.002
+    dice = random.Random(7)
+    for _ in range(10 if SOAK else 1):
+        names = await register(direct, WAITERS)
+        tasks = [asyncio.create_task(through.wait(name)) for name in names]
+        accepted = proxy.accepted
+        await until(lambda: (proxy.accepted > accepted) or any(task.done() for task in tasks))
+        accepted = proxy.accepted
+        cancelled = set(dice.sample(range(WAITERS), WAITERS // 2))
+        order = dice.sample(range(WAITERS), WAITERS)
+
+        async def set_all(names=names, order=order):
+            for start in range(0, WAITERS, 200):
+                some = order[start : start + 200]
+                await asyncio.gather(*(direct.set(names[n], [b"x"]) for n in some))
+
+        setting = asyncio.create_task(set_all())
+        for number in dice.sample(sorted(cancelled), len(cancelled)):
+            tasks[number].cancel()
+            if number % 50 == 0:
+                await asyncio.sleep(dice.random() / 100)
+        await setting
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        for number, end in enumerate(ends):
+            assert end is None or (number in cancelled and type(end) is asyncio.CancelledError)
+        assert await direct.get_batch(names) == [b"x"] * WAITERS
+        waiters = (await through._client()).waiters
+        assert not waiters._waiting
+        assert proxy.accepted <= accepted + 1
+        await direct.evict_batch(names)
+    with admin(server, **LOGIN) as client:
+        await until(lambda: client.pubsub_channels() == [])
+    tally.tries = len(cancelled) * (10 if SOAK else 1)
