@@ -11,11 +11,12 @@ from plugins.endpoints import here
 from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.connectors.endpoint.watch import Watch
 from proxyplane.exceptions import ObjectLostError
-from support.endpoints import FORGETS, free_port, introduce, path_of
+from support.endpoints import free_port, introduce, path_of
 from support.soak import recovering, tally, times
 from support.waiting import until
 
 WAITERS = 1_000
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
@@ -51,20 +52,19 @@ def set_there(site, key):
 
 
 @pytest.mark.row("peer killed")
-@pytest.mark.parametrize("killed", ["near", "far"])
-@pytest.mark.parametrize("defended", [True, False], ids=["", "undefended"])
+@pytest.mark.parametrize(
+    ("killed", "defended"),
+    [("near", True), ("far", True), ("near", False)],
+    ids=["near", "far", "undefended"],
+)
 async def test_killed_under_waiters(join, monkeypatch, killed, defended):
     """With --persist all are woken by what is set while it is away, and after that.
 
-    Not if those who wait, a process or their endpoint, do not ask once more.
+    Not if those who wait do not ask once more.
     """
     near, far = join("--persist")
     if not defended:
-        if killed == "near":
-            monkeypatch.setattr(Watch, "_send", forgetful(Watch._send))
-        else:
-            near.end()
-            near.start(FORGETS)
+        monkeypatch.setattr(Watch, "_send", forgetful(Watch._send))
     for _ in range(times("peer killed") if defended else 1):
         connector, keys, tasks = await wait_for(far, WAITERS if defended else 10)
         await asyncio.to_thread((near if killed == "near" else far).end, signal.SIGKILL)

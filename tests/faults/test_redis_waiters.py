@@ -117,6 +117,7 @@ async def test_subscription_reset(proxied, monkeypatch, count, direction, defend
         tally.notes.append("resets of the connection of 5,000 waiters too")
 
 
+@pytest.mark.slow
 @pytest.mark.row("reset at each byte")
 @few_many_or_not
 async def test_messages_reset(proxied, monkeypatch, count, defended):
@@ -177,6 +178,7 @@ async def test_half_open_under_waiters(proxied, monkeypatch, defended):
         assert await direct.get_batch(names) == [b"x"] * len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.row("slow link")
 @defended_or_not
 async def test_slow_link_under_waiters(proxied, monkeypatch, defended):
