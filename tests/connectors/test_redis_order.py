@@ -90,7 +90,27 @@ async def test_one_more_while_others_wait_for_the_first(slow_shared):
     waiting = asyncio.create_task(pool._settle())
     await asyncio.sleep(0)
     pool.hold()
+    first, second = pool._unsettled
     await waiting
-    assert pool._unsettled
     await connector.evict("key")
+    assert first.done() and second.done()
     assert not pool._unsettled
+
+
+async def test_one_who_waits_for_replies_sends_nothing_into_the_put_of_another(slow_shared):
+    """A connection with replies outstanding may be in use again: what is put there stays whole."""
+    connector, cancel = slow_shared
+    body = bytes(64 << 20)
+    pool = (await connector._client()).pool
+    first = asyncio.create_task(connector.put([LARGE], key="first"))
+    await cancel(connector.put([b"small"], key="second"))
+    large = asyncio.create_task(connector.put([body], key="large"))
+    await asyncio.sleep(0)  # it waits for the second
+    first.cancel()  # whose connection it will use
+    await asyncio.wait({first})
+    while not pool._busy:
+        await asyncio.sleep(0)
+    await asyncio.gather(*(connector.exists("second") for _ in range(4)))
+    await large
+    assert await connector.get("large") == body
+    await connector.evict_batch(["first", "second", "large"])

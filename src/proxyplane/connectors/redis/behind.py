@@ -62,7 +62,9 @@ async def read_behind(
         view: Where it goes.
         report: Told how many bytes have come, in that thread.
     """
-    await wire.settled()
+    if wire.owed:
+        await wire.settling()
+        wire.check()
     wire.midway = True
     with wire.lent() as fileno:
         read = _Read(fileno, name, view, report, wire)

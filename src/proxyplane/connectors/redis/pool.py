@@ -14,8 +14,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from redis import exceptions as redis_errors
-
 from proxyplane.connectors.redis.errors import copied, map_errors
 from proxyplane.connectors.redis.link import connect
 from proxyplane.connectors.redis.redis_py import new_wire
@@ -51,7 +49,7 @@ class Pool:
         self._room = asyncio.Semaphore(options.max_connections)
         self._idle: list[Wire] = []
         self._busy: set[Wire] = set()
-        self._unsettled: dict[Wire, object] = {}  # see `hold`
+        self._unsettled: set[asyncio.Future[None]] = set()  # see `hold`
         self._shared: Wire | None = None
         self._sharing = asyncio.Lock()
         self._refused: ConnectorError | None = None  # why it could not be made, the last time
@@ -142,14 +140,13 @@ class Pool:
         """
         wire = wire or self._shared
         if wire is not None and wire.owed:
-            self._unsettled[wire] = object()
+            # Asked for now: soon somebody else may send something on it, bit by bit.
+            settled = wire.settling()
+            self._unsettled.add(settled)
+            settled.add_done_callback(self._unsettled.discard)
 
     async def _settle(self) -> None:
-        for wire, since in list(self._unsettled.items()):
-            with contextlib.suppress(redis_errors.RedisError, TimeoutError):
-                await wire.settled()
-            if self._unsettled.get(wire) is since:  # and not held once more meanwhile
-                del self._unsettled[wire]
+        await asyncio.wait(set(self._unsettled))
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:

@@ -244,11 +244,15 @@ class Wire(asyncio.BufferedProtocol):
         if self._slots:
             self._parser.let_go()
 
-    async def settled(self) -> None:
-        """Waits until all replies have come that are outstanding now; raises as `arrival` does."""
-        if self._slots:
-            # A place has one waiter, and the last one may have its own: so with one of ours behind.
-            await self.arrival(self.request(command("PING"))[0])
+    def settling(self) -> asyncio.Future[None]:
+        """Done when all replies have come that are outstanding now, or the connection is lost.
+
+        Only for who has the connection, and is not about to send something else on it.
+        """
+        # A place has one waiter, and the last one may have its own: so with one of ours behind.
+        (slot,) = self.request(command("PING"))
+        slot.waiter = self._loop.create_future()
+        return slot.waiter
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[int]:
