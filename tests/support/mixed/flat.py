@@ -28,9 +28,9 @@ ROOM = {
     "blocks": 4_000,
     "descriptors": 24,
     "threads": 8,
-    "tasks": 4,
-    "objects": 100,
-    "entries": 100,
+    "tasks": 10,
+    "objects": 300,
+    "entries": 300,
     "left": 100,
 }
 """By how much each may be more at the end than after the warm-up, after any number of operations.
