@@ -38,7 +38,7 @@ LAYERS = [
         "_runtime.workers",
     ],
     ["_secrets", "_policies", "_toml", "_urls", "_registry", "config", "cache"],
-    ["_codecs", "_cost", "_frames", "_plain_codecs", "_trust", "serialization"],
+    ["_codecs", "_cost", "_frames", "_plain_codecs", "_tensors", "_trust", "serialization"],
     ["connectors.*"],
     ["_runtime.*"],
     [

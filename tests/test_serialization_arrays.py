@@ -200,6 +200,17 @@ class TestArrays:
         assert type(back) is np.memmap
         np.testing.assert_array_equal(back, array)
 
+    def test_cloudpickle_carries_memory_too(self):
+        """What pickle refuses does not make the arrays and frames beside it be copied."""
+        dates, frame = np.zeros(1000, "M8[s]"), long_frame()
+        frames = encode([lambda: 1, dates, frame])
+        views = [np.frombuffer(one, np.uint8) for one in frames]
+        assert any(np.shares_memory(dates, view) for view in views)
+        assert any(np.shares_memory(frame["f"].to_numpy(), view) for view in views)
+        back = decode(b"".join(frames))
+        np.testing.assert_array_equal(back[1], dates)
+        assert back[2].equals(frame, null_equal=True)
+
     def test_copyreg_of_the_user_wins(self):
         """What an application registered with copyreg for arrays is respected."""
         import copyreg

@@ -159,6 +159,7 @@ def test_imports_of_heavy_libraries():
         "data = b''.join(encode(value))\n"
         "assert decode(data) == value and not needs_worker(data)\n"
         "heavy = {'numpy', 'pandas', 'polars', 'pyarrow', 'cloudpickle', 'redis', 'anyio'}\n"
+        "heavy |= {'torch', 'jax'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     run = subprocess.run(

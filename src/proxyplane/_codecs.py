@@ -1,7 +1,7 @@
 """The built-in serialisers: pickle, cloudpickle, and the types that need neither.
 
-What pickle would copy although it need not (strided, datetime and file-backed arrays, polars
-frames, slices of arrow tables) is handed to it in a form that it carries as it is. Encoded
+What pickle would copy although it need not (strided, datetime and file-backed arrays, tensors,
+polars frames, slices of arrow tables) is handed to it in a form that it carries as it is. Encoded
 objects name `arrow_from_ipc` and `polars_from_arrow`, so these keep their names and arguments.
 """
 
@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from proxyplane._plain_codecs import ArrowCodec, NumpyCodec
+from proxyplane._tensors import jax_reducers, torch_reducers
 from proxyplane.abc import Buffer, Parts, Serializer
 
 __all__ = ["BUILTIN", "INLINE_BELOW", "arrow_from_ipc", "polars_from_arrow"]
@@ -92,7 +93,9 @@ class CloudpickleCodec:
 
         sink = _Sink()
         pickler = cloudpickle.Pickler(sink, 5, buffer_callback=sink.take)
-        pickler.dispatch_table = {**_loaded_reducers(), **pickler.dispatch_table}
+        # By the descriptor of C: the class has an attribute of this name, which hides it.
+        table = {**_loaded_reducers(), **pickler.dispatch_table}
+        vars(pickle.Pickler)["dispatch_table"].__set__(pickler, table)
         pickler.dump(obj)
         return sink.parts
 
@@ -182,10 +185,11 @@ def _numpy_reducers(np: Any) -> Reducers:
             writeable = array.flags.writeable
             array = array.copy(order="C")
             array.flags.writeable = writeable
-        # Dates and durations, and records with some, refuse to export their memory.
+        # Dates and durations, records with some, and numbers that others have added (bfloat16)
+        # refuse to export their memory.
         if array.dtype.kind in "mM":
             return np.ndarray.view, (array.view(np.int64), array.dtype)
-        if array.dtype.names and array.itemsize:
+        if (array.dtype.names or array.dtype.isbuiltin == 2) and array.itemsize:
             return np.ndarray.view, (array.view(f"V{array.itemsize}"), array.dtype)
         return array.__reduce_ex__(5)
 
@@ -283,6 +287,8 @@ _pending: dict[str, Callable[[ModuleType], Reducers]] = {
     "numpy": _numpy_reducers,
     "pyarrow": _arrow_reducers,
     "polars": _polars_reducers,
+    "torch": torch_reducers,
+    "jax": jax_reducers,
 }
 _reducers: Reducers = {}
 

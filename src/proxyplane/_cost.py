@@ -13,6 +13,7 @@ from typing import Any
 # hop to a worker (0.1 ms), a wrong "no" stalls everyone on the loop; so in doubt it is yes.
 NODES = 1000
 ARRAY_NODES = 2
+TENSOR_NODES = 8
 TABLE_NODES = 20
 CELLS = 10_000
 BYTES = 1024 * 1024
@@ -120,6 +121,16 @@ class _Walk:
             self.bytes -= int(obj.nbytes)
         return self.push(ARRAY_NODES)
 
+    def visit_tensor(self, obj: Any) -> bool:
+        if self.checksum or obj.device.type != "cpu" or not obj.is_contiguous():
+            self.bytes -= obj.nbytes
+        return self.push(TENSOR_NODES)
+
+    def visit_jax_array(self, obj: Any) -> bool:
+        if self.checksum or {device.platform for device in obj.devices()} != {"cpu"}:
+            self.bytes -= obj.nbytes
+        return self.push(TENSOR_NODES)
+
     def visit_std_array(self, obj: Any) -> bool:
         self.bytes -= len(obj) * obj.itemsize
         return False
@@ -164,6 +175,10 @@ def _visitor(kind: type) -> Callable[[_Walk, Any], bool]:
     for library, names in _TABLES.items():
         if issubclass(kind, _loaded(library, *names)):
             return _Walk.visit_table
+    if issubclass(kind, _loaded("torch", "Tensor")):
+        return _Walk.visit_tensor
+    if issubclass(kind, _loaded("jax", "Array")):
+        return _Walk.visit_jax_array
     if issubclass(kind, _loaded("array", "array")):
         return _Walk.visit_std_array
     if "<" in kind.__qualname__:
