@@ -12,11 +12,18 @@ from redis import Redis
 from proxyplane.connectors._file_io import file_name
 from proxyplane.connectors._local_medium import Entry
 from proxyplane.connectors._multi_keys import HERE, read_record, split
+from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.connectors.file import FileConnector
 from proxyplane.connectors.local import LocalConnector
 from proxyplane.connectors.multi import MultiConnector, Policy
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.testing import ConnectorTests
+from proxyplane.testing._cancelling import CancellationTests
+from proxyplane.testing._deferring import DeferrableTests
+from proxyplane.testing._leases import LeaseTests
+from proxyplane.testing._naming import NamesTests
+from proxyplane.testing._objects import BatchTests, ObjectTests
+from support.endpoints import path_of
 
 pytestmark = pytest.mark.usefixtures("soon_in_vain")
 
@@ -24,7 +31,7 @@ SMALL = 1000
 _numbers = itertools.count()
 
 
-class Multi(ConnectorTests):
+class Reaching:
     """Reaches the media: `small_` and `large_` are those of the two connectors.
 
     Subclasses say how to `get`, `write`, `delete` and `count` in each, by inner key.
@@ -59,6 +66,10 @@ class Multi(ConnectorTests):
         made = MultiConnector({"small": (small, Policy(max_bytes=SMALL)), "large": large})
         self.marks = {part.name: part.mark for part in made._parts._ranked}
         return made
+
+
+class Multi(Reaching, ConnectorTests):
+    """Passes all of the suite."""
 
 
 class _Files:
@@ -158,3 +169,41 @@ class TestDormant(TestRedisAndFile):
             files = self.open_files(tmp_path)
             small = RedisConnector(redis_server.url, namespace=self.namespace)
             yield MultiConnector.from_url(self.make(small, files).url)
+
+
+class TestEndpoints(
+    Reaching, LeaseTests, NamesTests, DeferrableTests, CancellationTests, BatchTests, ObjectTests
+):
+    """Small ones at a peer, large ones at the endpoint of this machine."""
+
+    home = "small"
+
+    @pytest.fixture
+    def connector(self, sites):
+        self.near, self.far = sites
+        return self.make(EndpointConnector(self.far.id), EndpointConnector(self.near.id))
+
+    def small_get(self, key):
+        return self.get(self.far, key)
+
+    def large_get(self, key):
+        return self.get(self.near, key)
+
+    def get(self, site, key):
+        status, body = site.ask("GET", path_of(key))
+        return body if status == 200 else None
+
+    def small_write(self, key, data):
+        assert self.far.ask("PUT", path_of(key), data)[0] == 201
+
+    def small_delete(self, key):
+        assert self.far.ask("DELETE", path_of(key))[0] == 200
+
+    def large_delete(self, key):
+        assert self.near.ask("DELETE", path_of(key))[0] == 200
+
+    def small_count(self):
+        return self.far.status()["objects"]
+
+    def large_count(self):
+        return self.near.status()["objects"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import signal
 import sys
@@ -149,6 +151,44 @@ async def test_damaged_files_are_removed(at):
     assert len(site.files) == 1
     assert site.log.count("not whole") == 2
     await connector.aclose()
+
+
+@pytest.mark.allow_blocking
+async def test_files_of_earlier_runs(tmp_path):
+    """Those of an older version are taken over; of two of one key the later one, and no other."""
+
+    def write(name, key, body, **more):
+        said = json.dumps({"key": key, "size": len(body) or -1, **more}).encode()
+        head = b"PPEO1\n" + len(said).to_bytes(4, "big") + said
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        (tmp_path / name.format(digest)).write_bytes(head + body)
+
+    write("{}-17a5f2c0d9b3e1f0-3.object", "old", b"old")
+    write("{}.later", "later", b"")
+    write("{}-ff.object", "twice", b"second", tag="2")
+    write("{}-fe.object", "twice", b"first", tag="1")
+    write("{}-100.later", "done", b"", tag="")
+    write("{}-101.object", "done", b"done", tag="3")
+    storage = Storage(str(tmp_path), Limits(persist=True), lambda key: None)
+    await storage.open()
+    found = {}
+    for key in ("old", "twice", "done"):
+        _, reading = await storage.read(storage.find(key))
+        size = storage.find(key).size
+        found[key] = b"".join([bytes(piece) async for piece in reading.pieces(0, size)])
+        await reading.close()
+    assert found == {"old": b"old", "twice": b"second", "done": b"done"}
+    assert storage.is_awaited("later") and not storage.is_awaited("done")
+    assert len(os.listdir(tmp_path)) == 4
+    # They can be given leases, which are found again.
+    assert await storage.extend(["old", "later", "twice"], 600) == [True] * 3
+    again = Storage(str(tmp_path), Limits(persist=True), lambda key: None)
+    await again.open()
+    assert len(again.leases) == 3
+    await again.evict(["old", "twice", "done", "later"])
+    assert os.listdir(tmp_path) == []
+    await again.close()
+    storage.leases.close()
 
 
 async def test_a_stopped_endpoint(at):

@@ -11,16 +11,13 @@ import proxyplane as pp
 import proxyplane.sync
 
 
-@pytest.fixture(params=["local", "file", "redis", "endpoint", "peer"])
+@pytest.fixture(params=["local", "file", "redis", "endpoint"])
 def store(request: Any, tmp_path: Any) -> Iterator[pp.sync.Store]:
     if request.param == "redis":
         connector: Any = request.getfixturevalue("redis_url")
     elif request.param == "endpoint":
         request.getfixturevalue("site")
         connector = pp.EndpointConnector()
-    elif request.param == "peer":
-        _, far = request.getfixturevalue("sites")
-        connector = pp.EndpointConnector(far.name)
     else:
         connector = pp.LocalConnector() if request.param == "local" else f"file://{tmp_path}"
     with pp.sync.Store("lifetimes", connector, cache_size=0) as store:

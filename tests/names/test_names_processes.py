@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -32,10 +33,15 @@ LOADS = {
     "1 MB": ([1 << 20], 100),
     "20 MB": ([20 << 20], 10),
 }
+CASES = [
+    *itertools.product(("file", "redis"), LOADS),
+    ("endpoint", "small and large"),
+    ("peer", "20 MB"),
+]
 LIMIT = 300  # seconds; only a hang takes so long
 
 
-@pytest.fixture(params=["file", "redis", "endpoint", "peer"])
+@pytest.fixture(params=["file", "redis", "peer"])
 def url(request: Any, tmp_path: Path) -> str:
     """A medium that processes share."""
     if request.param == "redis":
@@ -89,7 +95,7 @@ def clear(url: str) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize(("url", "load"), CASES, indirect=["url"])
 def test_no_mixed_and_no_stale_value(url: str, load: str, tmp_path: Path) -> None:
     """Two processes overwrite; others read whole values, and strict ones none that is over."""
     sizes, count = LOADS[load]

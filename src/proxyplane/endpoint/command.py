@@ -214,6 +214,7 @@ def _status(options: argparse.Namespace) -> int:
         ("process", status["pid"]),
         ("listens to peers at", status["listen"] or "nothing"),
         ("objects", f"{status['objects']}, and {status['awaited']} to come"),
+        ("have a lease", status.get("leases", 0)),
         ("in memory", f"{memory['used']:,} of {memory['limit']:,} bytes"),
         ("in files", f"{disk['used']:,} of {disk['limit']:,} bytes"),
         ("survive a restart", "yes" if status["persist"] else "no"),

@@ -156,6 +156,10 @@ class Daemon:
             "objects": ("Objects that are there.", len(storage)),
             "awaited": ("Keys whose object will come.", storage.awaited),
             "leases": ("Objects, and keys to come, that have a lease.", len(storage.leases)),
+            "leases_ended": (
+                "Objects, and keys to come, that went with their lease.",
+                storage.ended,
+            ),
             "waiting": ("Keys that somebody waits for.", len(self._sessions)),
             "streams": ("Streams of those who wait.", self._sessions.streams),
             "memory_bytes": ("Bytes of objects in memory.", storage.room.memory_used),

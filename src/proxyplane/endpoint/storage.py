@@ -230,7 +230,7 @@ class Storage:
 
         Raises:
             KeyExistsError: The object of this key is still to come.
-            ConnectorLostError: It is done, but what was there cannot be read any more.
+            ConnectorLostError: It is done, but what was there cannot be read, or removed, any more.
         """
         await self._settled(key)
         if key in self._forbidden or self.is_awaited(key):
@@ -249,18 +249,19 @@ class Storage:
     async def _retire(self, was: Entry) -> bytes:
         """The beginning of an object that was in the table, which is then removed."""
         try:
-            reading = await was.read()
             try:
-                pieces = reading.pieces(0, min(was.size, RECORD_BYTES))
-                return b"".join([bytes(piece) async for piece in pieces])
+                reading = await was.read()
+                try:
+                    pieces = reading.pieces(0, min(was.size, RECORD_BYTES))
+                    return b"".join([bytes(piece) async for piece in pieces])
+                finally:
+                    await reading.close()
             finally:
-                await reading.close()
+                await self._remove_files([(was.key, was.path)])
         except (OSError, EOFError) as error:
             raise ConnectorLostError(
-                f"the object was replaced, but what was there cannot be read: {error}"
+                f"the object was replaced, but what was there cannot be read or removed: {error}"
             ) from error
-        finally:
-            await self._remove_files([(was.key, was.path)])
 
     async def register(self, key: str, ttl: float | None = None) -> None:
         """Remembers that the object of a key will come.

@@ -258,8 +258,11 @@ class Client:
             sizes = json.loads(bytes(await connection.read(length)))
             return [None if size is None else await connection.read(size) for size in sizes]
 
-    def undo(self, keys: Sequence[str], endpoint: str) -> None:
-        """Evicts, later, what a cancelled caller may have stored under keys that nobody knows."""
+    async def undo(self, keys: Sequence[str], endpoint: str) -> None:
+        """Evicts what a cancelled caller may have stored under keys that nobody knows.
+
+        For that caller, who waits for it some seconds at most; it goes on if he is cancelled again.
+        """
 
         async def evict() -> None:
             with contextlib.suppress(ConnectorError, TimeoutError):
@@ -270,6 +273,7 @@ class Client:
         task = asyncio.get_running_loop().create_task(evict())
         self._undoing.add(task)
         task.add_done_callback(self._undoing.discard)
+        await asyncio.wait([task])
 
     async def aclose(self) -> None:
         """Ends every wait, and closes the connections."""

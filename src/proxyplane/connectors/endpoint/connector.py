@@ -143,7 +143,7 @@ class EndpointConnector(DeferrableConnector):
             try:
                 await self._store(client, key, self.endpoint, body, lease)
             except asyncio.CancelledError:
-                client.undo([key], self.endpoint)
+                await client.undo([key], self.endpoint)
                 raise
 
         await self._twice(store, taken_is_mine=True)
@@ -229,7 +229,7 @@ class EndpointConnector(DeferrableConnector):
                 ) as answer:
                     await answer.text()
             except asyncio.CancelledError:
-                client.undo(keys, self.endpoint)
+                await client.undo(keys, self.endpoint)
                 raise
 
         await self._twice(store, taken_is_mine=True)
@@ -381,7 +381,7 @@ class EndpointConnector(DeferrableConnector):
             try:
                 await client.call(path, self.endpoint, {}, lease.fields)
             except asyncio.CancelledError:
-                client.undo([key], self.endpoint)
+                await client.undo([key], self.endpoint)
                 raise
 
         await self._twice(register, taken_is_mine=True)
