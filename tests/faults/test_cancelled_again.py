@@ -3,124 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
 import time
 import uuid
 
 import pytest
-from redis import Redis
 
 from proxyplane import (
-    Connector,
     DeferrableConnector,
-    EndpointConnector,
-    FileConnector,
-    LocalConnector,
-    MultiConnector,
     Proxy,
     ProxyFuture,
-    RedisConnector,
     Store,
     get_key,
 )
 from proxyplane.abc import SupportsNames
-from proxyplane.connectors._file_leases import has_ended
-from proxyplane.connectors.multi import Policy
-from proxyplane.connectors.redis import parts
 from proxyplane.ownership import OwnedProxy, adrop
 from proxyplane.testing import cancelled_at
+from support.counted import is_left
 from support.waiting import LONG
 
 MB = 1 << 20
 LARGE = bytes(3 * MB)
 FOR_EVER = 1 << 30
-
-
-def files(directory):
-    """All files of objects whose lease has not ended."""
-    found = []
-    for folder, _, names in os.walk(directory):
-        if "/.leases/" not in f"{folder}/":
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    if not has_ended(os.lstat(os.path.join(folder, name))):
-                        found.append(name)
-    return found
-
-
-def keys(server, url):
-    """All but parts that end by themselves: those of an object that was replaced do so later."""
-    with Redis(unix_socket_path=server.socket_path) as client:
-        found = client.keys(f"*{url.partition('=')[2]}:*")
-        return [one for one in found if b"part:" not in one or client.pttl(one) == -1]
-
-
-class Plain(Connector):
-    """Of a third party: one object at a time, and each step takes a moment."""
-
-    scheme = "plain"
-    url = "plain:"
-
-    def __init__(self):
-        self.objects = {}
-
-    @classmethod
-    def from_url(cls, url):
-        raise NotImplementedError
-
-    async def put(self, frames, *, key=None):
-        await asyncio.sleep(0.001)
-        key = key or uuid.uuid4().hex
-        self.objects[key] = b"".join(frames)
-        return key
-
-    async def get(self, key, *, size=None):
-        return self.objects.get(key)
-
-    async def exists(self, key):
-        return key in self.objects
-
-    async def evict(self, key):
-        await asyncio.sleep(0.001)
-        return self.objects.pop(key, None) is not None
-
-    async def aclose(self, *, clear=False):
-        pass
-
-
-@pytest.fixture(params=["plain", "local", "file", "multi", "endpoint", "redis", "parts", "cluster"])
-def medium(request, tmp_path, monkeypatch):
-    """A connector, and what counts all that its medium holds."""
-    kind = request.param
-    directory = tmp_path / "objects"
-    if kind == "plain":
-        connector = Plain()
-        return connector, lambda: len(connector.objects)
-    if kind == "local":
-        connector = LocalConnector()
-        return connector, lambda: len(connector._medium.entries)
-    if kind == "file":
-        return FileConnector(directory), lambda: len(files(directory))
-    if kind == "endpoint":
-        site = request.getfixturevalue("site")
-        return EndpointConnector(), lambda: json.loads(site.ask("GET", "/v1/status")[1])["objects"]
-    if kind == "cluster":
-        url, cluster = map(request.getfixturevalue, ("cluster_url", "redis_cluster"))
-        names = f"*{url.partition('=')[2]}:*"
-        return RedisConnector(url), lambda: sum(len(one.keys(names)) for one in cluster.clients)
-    url, server = map(request.getfixturevalue, ("redis_url", "redis_server"))
-    if kind == "multi":
-        connector = MultiConnector({
-            "redis": (RedisConnector(url), Policy(max_bytes=MB, priority=1)),
-            "files": FileConnector(directory),
-        })  # fmt: skip
-        return connector, lambda: len(keys(server, url)) + len(files(directory))
-    if kind == "parts":
-        monkeypatch.setattr(parts, "WHOLE", MB)
-        monkeypatch.setattr(parts, "PART", MB)
-    return RedisConnector(url), lambda: len(keys(server, url))
 
 
 def told(done, total):
@@ -155,20 +58,12 @@ async def undo(store, got):
         await store.evict_batch([got] if isinstance(got, str) else got)
 
 
-async def is_left(count, before):
-    """Waits until nothing more is there than before, and fails if that takes for ever."""
-    until = time.monotonic() + LONG
-    while (now := await asyncio.to_thread(count)) != before:
-        assert time.monotonic() < until, f"{now - before} objects are left"
-        await asyncio.sleep(0.01)
-
-
 @TIMES
 @SIZES
 @pytest.mark.parametrize("how", STORING)
-async def test_nothing_is_left_that_nobody_knows(medium, monkeypatch, how, size, times):
+async def test_nothing_is_left_that_nobody_knows(counted, monkeypatch, how, size, times):
     """Wherever a caller is cancelled, and how often: without a key there is no object."""
-    connector, count = medium
+    connector, count = counted
     if how == "put with a lease" and not connector.takes_ttl:
         pytest.skip("it keeps no leases")
     if how == "future" and not isinstance(connector, DeferrableConnector):
@@ -196,9 +91,9 @@ async def test_nothing_is_left_that_nobody_knows(medium, monkeypatch, how, size,
 @TIMES
 @SIZES
 @pytest.mark.parametrize("progress", [None, told], ids=["plain", "progress"])
-async def test_a_name_holds_one_or_the_other(medium, size, progress, times):
+async def test_a_name_holds_one_or_the_other(counted, size, progress, times):
     """Of a put under a name that is cancelled, and what the name does not hold is not there."""
-    connector, count = medium
+    connector, count = counted
     replaces = isinstance(connector, SupportsNames)
     async with Store(f"again-{uuid.uuid4().hex}", connector, cache_size=0) as store:
         await store.evict_batch(await store.put_batch([b"1", LARGE]))

@@ -9,7 +9,9 @@ import struct
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
+from proxyplane._runtime.io_thread import io_thread
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, telling
@@ -27,6 +29,7 @@ from proxyplane.exceptions import (
     ConnectorError,
     ConnectorLostError,
     ConnectorUnavailableError,
+    IOThreadError,
     NotSupportedError,
 )
 
@@ -126,7 +129,6 @@ class Client:
         self._may_map = POSSIBLE
         self._channel = Channel(self._connect, limit=patience.connections)
         self.watch = Watch(self._channel)
-        self._undoing: set[asyncio.Task[None]] = set()
 
     async def _connect(self) -> Connection:
         # Looked up each time: where it listens may have changed while it was down.
@@ -261,24 +263,48 @@ class Client:
     async def undo(self, keys: Sequence[str], endpoint: str) -> None:
         """Evicts what a cancelled caller may have stored under keys that nobody knows.
 
-        For that caller, who waits for it some seconds at most; it goes on if he is cancelled again.
+        For that caller, who waits for it some seconds at most. It happens on the library's loop:
+        the caller may be cancelled again, his loop may end, and the connector may be closed.
         """
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
 
-        async def evict() -> None:
-            with contextlib.suppress(ConnectorError, TimeoutError):
-                async with asyncio.timeout(_UNDO_SECONDS):
-                    # The request may still be on its way: the keys are never to be used.
-                    await self.call("/v1/evict", endpoint, {"keys": keys, "forbid": True})
+        def done(outcome: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_end, ended)
 
-        task = asyncio.get_running_loop().create_task(evict())
-        self._undoing.add(task)
-        task.add_done_callback(self._undoing.discard)
-        await asyncio.wait([task])
+        try:
+            io_thread().spawn(self._undo(list(keys), endpoint), done)
+        except IOThreadError:
+            return  # the interpreter is exiting
+        await ended
+
+    async def _undo(self, keys: list[str], endpoint: str) -> None:
+        loop = asyncio.get_running_loop()
+        under_way = _undoing.setdefault(loop, {})
+        which = self._endpoint, self._patience
+        ended: asyncio.Future[None] = loop.create_future()
+        left = under_way.get(which)
+        if left is not None:  # of a thousand who are cancelled together, few requests are made
+            left.append((keys, endpoint, ended))
+            await ended
+            return
+        left = under_way[which] = [(keys, endpoint, ended)]
+        client = Client(self._endpoint, self._patience, self._place)
+        try:
+            while left:
+                at = left[0][1]
+                now = [one for one in left if one[1] == at]
+                left[:] = [one for one in left if one[1] != at]
+                await _forbid(client, [key for some, _, _ in now for key in some], at)
+                for _, _, one in now:
+                    _end(one)
+        finally:
+            del under_way[which]
+            await client.aclose()
 
     async def aclose(self) -> None:
         """Ends every wait, and closes the connections."""
-        for task in self._undoing:
-            task.cancel()
         try:
             await self.watch.aclose(ConnectorClosedError("the connector was closed"))
         finally:
@@ -296,6 +322,30 @@ class Client:
 def _telling(size: int) -> Tell:
     """Whom to tell how far a transfer of so many bytes is, if it is one of some length."""
     return telling(size) if size > SLICE else None
+
+
+_undoing: WeakKeyDictionary[
+    asyncio.AbstractEventLoop,
+    dict[tuple[str, Patience], list[tuple[list[str], str, asyncio.Future[None]]]],
+] = WeakKeyDictionary()
+
+
+def _end(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _forbid(client: Client, keys: list[str], endpoint: str) -> None:
+    for _ in range(2):
+        try:
+            async with asyncio.timeout(_UNDO_SECONDS):
+                # The request may still be on its way: the keys are never to be used.
+                await client.call("/v1/evict", endpoint, {"keys": keys, "forbid": True})
+            return
+        except (ConnectorError, TimeoutError):
+            return
+        except asyncio.CancelledError:
+            pass  # the process ends, and leaves time for one more try
 
 
 def pack_batch(keys: Sequence[str], sizes: Sequence[int]) -> bytes:
