@@ -212,8 +212,12 @@ def test_a_closed_connector_ends_the_calls_of_others(own_redis_server, monkeypat
         ]
         try:
             # One has the connection that is there; the others cannot connect now.
-            asyncio.run(until(lambda: not connector._blocking._idle))
+            by_loop = connector._clients._entries
+            asyncio.run(until(lambda: by_loop and not connector._blocking._idle))
+            clients = [client for client, _ in by_loop.values()]
             asyncio.run(connector.aclose())
+            # The library's loop is told, and not waited for.
+            asyncio.run(until(lambda: all(client.pool._closed for client in clients)))
         finally:
             server.resume()
         for call in calls:
