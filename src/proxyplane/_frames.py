@@ -216,8 +216,8 @@ def _parse(data: memoryview | bytes) -> Header:
         codec, inband, crc = fields["codec"], fields["inband"], fields["crc"]
         if not (type(codec) is str and type(inband) is type(crc) is int and inband >= 0):
             raise TypeError("a field has the wrong type")
-        raw = fields.get("bodies", b"")
-        lengths = struct.unpack(f"<{len(raw) // 8}Q", raw)
+        raw = fields.get("bodies")
+        lengths = struct.unpack(f"<{len(raw) // 8}Q", raw) if raw else ()
         checksum = fields.get("checksum")
         sums = None
         if checksum is not None:
@@ -268,12 +268,14 @@ def _check_start(view: memoryview) -> tuple[bytes, int, int]:
 def _check_preamble(view: memoryview) -> tuple[int, int]:
     """Checks magic, version and checksum; returns where the header begins and ends."""
     size = len(view)
-    start, _, begin = _check_start(view)
-    _, version, flags, reserved, length, crc = PREAMBLE.unpack(start)
+    magic, version, flags, reserved, length, crc = PREAMBLE.unpack_from(view)
+    begin = PREAMBLE.size
+    if magic != MAGIC or version != VERSION or flags:  # which is rare
+        _, _, begin = _check_start(view)
     end: int = begin + length
     if size < end:
         raise _truncated(f"{size} bytes, and the header alone ends at {end}")
-    if zlib.crc32(view[begin:end], zlib.crc32(start[:_CHECKED])) != crc:
+    if zlib.crc32(view[begin:end], zlib.crc32(view[:_CHECKED])) != crc:
         raise _corrupt("the header fails its checksum")
     if version < OLDEST:
         raise _corrupt(f"there is no format version {version}")

@@ -25,7 +25,7 @@ ROOM: Final = 16 << 10
 _LONG = 4 << 10
 
 # Buffers of such sizes are used again, when nobody refers to them any more: of bytes and text,
-# which are copies. To be given a megabyte by the system takes 256 page faults, a quarter of a get.
+# which are copies. The system gives a megabyte as 256 page faults, which take a quarter of a get.
 _AGAIN: Final = range(64 << 10, (1 << 20) + (128 << 10))
 
 # Up to here to join the pieces of a command is cheaper than anything else.
