@@ -12,11 +12,11 @@ from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.connectors.endpoint.watch import Watch
 from proxyplane.exceptions import ObjectLostError
 from support.endpoints import free_port, introduce, path_of
-from support.soak import recovering, tally, times
+from support.soak import SOAK, recovering, tally, times
 from support.waiting import until
 
 WAITERS = 1_000
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if SOAK else 180)]
 
 
 @pytest.fixture
