@@ -103,7 +103,7 @@ class Proxy(ProxySlots[T_co], metaclass=_ProxyMeta):
     A proxy does what its target does, in Python. C code that looks at the very type of what it is
     given (``json.dumps``, ``a_text.join([proxy])``, ``raise proxy``) refuses it, or takes it for
     something else: ``array[proxy]`` picks rows where the target is a tuple. Pass it
-    ``await proxy`` or ``extract(proxy)``.
+    ``await proxy`` or ``extract(proxy)``; ``docs/limits.md`` has a list.
 
     Args:
         factory: Called without arguments, once, to get the target; see `proxyplane.Factory`.
