@@ -19,15 +19,21 @@ HERE = Caller("a test", local=True, rights=frozenset())
 
 METHODS = st.sampled_from(["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "get", "\0", ""])
 ROUTES = ["objects", "read", "write", "evict", "clear", "later", "hello", "status", ""]
+ROUTES += ["exists", "extend", "swap"]
 LINES = st.text(st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=60)
 PATHS = st.one_of(
-    st.builds("/v1/{}/{}".format, st.sampled_from(ROUTES), LINES),
-    st.builds(lambda key: f"/v1/objects/{quote_key(key)}", st.text()),
+    st.builds("/v{}/{}/{}".format, st.integers(0, 3), st.sampled_from(ROUTES), LINES),
+    st.builds(
+        lambda what, key: f"/v2/{what}/{quote_key(key)}",
+        st.sampled_from(["objects", "later", "swap"]),
+        st.text(),
+    ),
     LINES,
 )
 NAMES = st.sampled_from(
     [
         *("Content-Length", "Transfer-Encoding", "Range", "Endpoint", "Content-Encoding"),
+        *("If-Range", "Lease"),
         *("Expect", "Connection", "Upgrade", "Authorization", "Host", "X" * 9000),
     ]
 )

@@ -174,9 +174,10 @@ class Storage:
             for key in keys:
                 self._later.pop(key, None)
                 self._on_change(key)
-            await self._remove_files(
-                [(key, one.path) for key, one in zip(keys, registrations, strict=False)]
-            )
+            if later:
+                await self._remove_files(
+                    [(key, one.path) for key, one in zip(keys, registrations, strict=True)]
+                )
 
     @contextlib.contextmanager
     def _commit(self, keys: Sequence[str]) -> Iterator[None]:
