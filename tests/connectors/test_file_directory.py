@@ -6,6 +6,8 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyplane.connectors._file_dir import (
+    LOCK,
     ROOM_BYTES,
     UNPUBLISHED,
     default_directory,
@@ -23,6 +26,7 @@ from proxyplane.connectors._file_dir import (
 from proxyplane.connectors._file_io import Publisher
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import ConfigError, ConnectorUnavailableError
+from proxyplane.testing import in_forked_child
 from support.mounts import mounted, need_root, small_disk
 
 NOBODY = 65534
@@ -168,6 +172,34 @@ def another_user():
         yield
     finally:
         os.seteuid(0)
+
+
+@pytest.mark.parametrize("made", [0o660, 0o640, None])
+def test_a_group_shares_the_lock(made):
+    """Users of one group take the lock that one of them made, whatever the umask."""
+    need_root()
+    with tempfile.TemporaryDirectory() as above:  # where others may look, as pytest's is not
+        os.chmod(above, 0o755)
+        group = Path(above, "group")
+        group.mkdir()
+        os.chown(group, 0, NOBODY)
+        group.chmod(0o2770)
+
+        def use(user, exchanges):
+            os.umask(0o022)
+            os.setgroups([])
+            os.setegid(NOBODY)
+            os.seteuid(user)
+            connector = FileConnector(group)
+            connector._swapper.exchanges = exchanges
+            key = connector.put_sync([b"x"], key=f"of {user}")
+            return connector.swap_sync(key, [b"y"]), connector.evict_sync(key)
+
+        assert in_forked_child(lambda: use(1001, False)) == (b"x", True)
+        if made is not None:
+            (group / LOCK).chmod(made)
+        for exchanges in (True, False):
+            assert in_forked_child(partial(use, 1002, exchanges)) == (b"x", True)
 
 
 async def test_no_permission(connector):

@@ -161,9 +161,7 @@ class Swapper:
         if self.exchanges and not os.path.lexists(path):
             yield
             return
-        mode = self._directory.file_mode
-        mode |= (mode & 0o040) >> 1  # who may read may lock
-        fd = unshared.open(path, os.O_RDWR | os.O_CREAT, mode)
+        fd = self._open_lock(path)
         try:
             kind = fcntl.LOCK_SH if self.exchanges else fcntl.LOCK_EX
             try:
@@ -177,6 +175,18 @@ class Swapper:
             yield
         finally:
             unshared.close(fd)
+
+    def _open_lock(self, path: str) -> int:
+        mode = self._directory.file_mode
+        mode |= (mode & 0o040) >> 1  # who may read may lock
+        with contextlib.suppress(FileExistsError):
+            fd = unshared.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            os.fchmod(fd, mode)  # whatever the umask of this user
+            return fd
+        try:
+            return unshared.open(path, os.O_RDWR)  # some network file systems want that
+        except PermissionError:
+            return unshared.open(path, os.O_RDONLY)
 
     def _had(self, name: str, path: str) -> bytes | None:
         """The beginning of a file that is replaced or removed; None if its lease had ended."""
