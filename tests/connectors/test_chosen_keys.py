@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import proxyplane as pp
+from proxyplane.connectors._keys import ChosenKeys
 
 COUNT = 2_000
 FEW = 600
@@ -59,3 +62,33 @@ async def test_keys_whose_leases_end_are_forgotten(crossing):
                 await connector.sweep()
     assert len(connector._chosen) < FEW
     await connector.aclose()
+
+
+def test_a_key_that_is_put_again_while_somebody_looks_is_kept():
+    """Who looked before tells of what was there before."""
+    chosen = ChosenKeys()
+    for number in range(200):
+        chosen.note(f"key {number}", True)
+    looked = chosen.to_look_at()
+    assert [note.key for note in looked] == [f"key {number}" for number in range(200)]
+    chosen.note("key 0", True)
+    for note in looked:
+        chosen.forget_gone(note)
+    assert [key for key, _ in chosen.items()] == ["key 0"]
+
+
+def test_threads_that_note_and_look_at_the_same_time_lose_nothing():
+    """All that were noted are kept, each with its latest word."""
+    chosen = ChosenKeys()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for word in range(20):
+                for _ in pool.map(lambda n: chosen.note(f"key {n}", word), range(200)):
+                    chosen.to_look_at()
+                for done in [pool.submit(chosen.to_look_at) for _ in range(8)]:
+                    done.result()
+    finally:
+        sys.setswitchinterval(interval)
+    assert dict(chosen.items()) == {f"key {n}": 19 for n in range(200)}

@@ -127,6 +127,9 @@ async def test_an_acl_user_needs_only_what_is_documented(own_redis_server, monke
         assert [b"x", b"y"] == await connector.get_batch(keys)
         assert [True, True] == await connector.evict_batch(keys)
         assert await connector.evict(key)
+        for number in range(300):  # now and then it looks which of them are there still
+            await connector.put([b"x"], key=f"named {number}")
+            await asyncio.to_thread(connector.put_sync, [b"x"], key=f"named also {number}")
         await connector.aclose(clear=True)
         outside = RedisConnector(base, username="worker", password_env=VARIABLE)
         await refused(outside, words="does not permit this to user 'worker'", hint="ACL SETUSER")

@@ -117,10 +117,10 @@ class FileCalls:
     def _note(self, key: str, wrote: tuple[int, int]) -> None:
         """Keeps a key for `_clear`, and from time to time forgets some that others evicted."""
         self._chosen.note(key, wrote)
-        for oldest, word in self._chosen.to_look_at():
+        for oldest in self._chosen.to_look_at():
             with contextlib.suppress(OSError):
-                if not self._is_there_still(oldest, word):
-                    self._chosen.forget([oldest])
+                if not self._is_there_still(oldest.key, *oldest.word):
+                    self._chosen.forget_gone(oldest)
 
     def _clear_mine(self) -> None:
         try:

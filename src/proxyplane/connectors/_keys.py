@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final, Generic, TypeVar
+from contextlib import suppress
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from proxyplane._runtime.fork import on_fork
 
@@ -64,20 +66,35 @@ class KeyMaker:
         return len(key) == 32 and key.startswith(self.prefix)
 
 
+class Note(NamedTuple, Generic[V]):
+    """One of `ChosenKeys`.
+
+    Attributes:
+        key: The key.
+        word: The word on it, in a tuple of this note alone.
+    """
+
+    key: str
+    word: tuple[V]
+
+
 class ChosenKeys(Generic[V]):
     """The keys of the user's that an instance put, with a word on each, for when it is cleared.
 
     What others evict, or what had a lease, is gone without a word to us. So that such keys are not
-    kept for ever, whoever notes some looks at the oldest from time to time (`to_look_at`).
+    kept for ever, whoever notes some looks at the oldest from time to time (`to_look_at`), and
+    forgets those that are gone (`forget_gone`).
+
+    Threads may use it together: each step is one call, which no other thread interrupts.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, V] = {}
+        self._kept: OrderedDict[str, tuple[V]] = OrderedDict()
         self._noted = 0
 
     def note(self, key: str, word: V) -> None:
         """Keeps a key, or another word on it."""
-        self._kept[key] = word
+        self._kept[key] = (word,)
         self._noted += 1
 
     def forget(self, keys: Iterable[str]) -> None:
@@ -88,7 +105,7 @@ class ChosenKeys(Generic[V]):
     def change(self, key: str, word: V) -> None:
         """Has another word on a key if it is kept."""
         if key in self._kept:
-            self._kept[key] = word
+            self._kept[key] = (word,)
 
     def clear(self) -> None:
         """Keeps none."""
@@ -99,23 +116,32 @@ class ChosenKeys(Generic[V]):
 
     def items(self) -> list[tuple[str, V]]:
         """What is kept."""
-        return list(self._kept.items())
+        return [(note.key, note.word[0]) for note in self._notes(list(self._kept))]
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to look."""
         return self._noted >= _LOOK_AFTER
 
-    def to_look_at(self) -> list[tuple[str, V]]:
+    def to_look_at(self) -> list[Note[V]]:
         """The oldest, if it is time to see whether they are still there; mostly none."""
         if not self.is_due:
             return []
         self._noted = 0
-        oldest = list(itertools.islice(self._kept.items(), _LOOK_AT))
-        for key, word in oldest:
-            if self._kept.pop(key, None) == word:
-                self._kept[key] = word  # the youngest now
-        return oldest
+        oldest = list(itertools.islice(self._kept, _LOOK_AT))
+        for key in oldest:
+            with suppress(KeyError):
+                self._kept.move_to_end(key)
+        return self._notes(oldest)
+
+    def forget_gone(self, note: Note[V]) -> None:
+        """Keeps a key no longer that was looked at, unless it was noted once more since."""
+        if self._kept.get(note.key) is note.word:
+            self._kept.pop(note.key, None)
+
+    def _notes(self, keys: Iterable[str]) -> list[Note[V]]:
+        found = ((key, self._kept.get(key)) for key in keys)
+        return [Note(key, word) for key, word in found if word is not None]
 
     def __len__(self) -> int:
         return len(self._kept)

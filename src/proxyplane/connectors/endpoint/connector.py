@@ -24,8 +24,6 @@ from proxyplane.exceptions import (
     ConnectorError,
     ConnectorLostError,
     KeyExistsError,
-    NotAllowedError,
-    NotSupportedError,
     ObjectTooLargeError,
     ProxyPlaneError,
 )
@@ -355,7 +353,7 @@ class EndpointConnector(DeferrableConnector):
 
     async def _forget_gone(self) -> None:
         """From time to time, forgets chosen keys that others evicted, or whose leases ended."""
-        oldest = [key for key, _ in self._chosen.to_look_at()]
+        oldest = self._chosen.to_look_at()
         if not oldest:
             return
         client = await self._client()
@@ -363,9 +361,11 @@ class EndpointConnector(DeferrableConnector):
         async def look(endpoint: str, some: list[str]) -> Any:
             return (await client.call("/v2/exists", endpoint, {"keys": some}))["there"]
 
-        with contextlib.suppress(NotSupportedError, NotAllowedError):  # they are kept, then
-            there = await self._at_each(oldest, look)
-            self._chosen.forget(key for key, one in zip(oldest, there, strict=True) if not one)
+        with contextlib.suppress(ConnectorError):  # they are kept, then; a put does not fail of it
+            there = await self._at_each([note.key for note in oldest], look)
+            for note, held in zip(oldest, there, strict=True):
+                if not held:
+                    self._chosen.forget_gone(note)
 
     async def new_key(self, *, ttl: float | None = None) -> str:
         """Registers a key at the endpoint of the URL, whose object will come later.

@@ -295,6 +295,10 @@ class Client:
             if rest:
                 self.pool.forget(command("UNLINK", *rest))
 
+    async def count(self, commands: Sequence[tuple[Any, ...]]) -> list[bool]:
+        """Sends commands whose replies are numbers, and tells of each whether it is not zero."""
+        return [bool(reply) for reply in await self._replies(commands)]
+
     async def extend(self, keys: Sequence[tuple[bytes, bool]], lease: int | None) -> list[bool]:
         """Gives objects a new lease; see `leases.extend`."""
         in_parts = partial(self.extend_parts, lease=lease)

@@ -24,6 +24,7 @@ from proxyplane.connectors.redis.url import DEFAULT_URL, SCHEMES, parse_url
 from proxyplane.connectors.redis.waiting import lost_error
 from proxyplane.exceptions import (
     ConnectorClosedError,
+    ConnectorError,
     ConnectorLostError,
     ConnectorUnavailableError,
     KeyExistsError,
@@ -414,12 +415,15 @@ class RedisConnector(Shortcut):
 
     async def _forget_gone(self) -> None:
         """From time to time, forgets chosen keys that others evicted, or whose leases ended."""
-        oldest = [key for key, _ in self._chosen.to_look_at()]
-        if oldest:
-            found = await (await self._client()).look_up([self._name(key) for key in oldest])
-            self._chosen.forget(
-                key for key, there in zip(oldest, found, strict=True) if not any(there)
-            )
+        oldest = self._chosen.to_look_at()
+        if not oldest:
+            return
+        ask = [("EXISTS", self._name(note.key)) for note in oldest]
+        with contextlib.suppress(ConnectorError):  # they are kept, then; a put does not fail of it
+            there = await (await self._client()).count(ask)
+            for note, held in zip(oldest, there, strict=True):
+                if not held:
+                    self._chosen.forget_gone(note)
 
     def _name(self, key: str) -> bytes:
         return f"{self._options.namespace}:{key}".encode("utf-8", "surrogatepass")
