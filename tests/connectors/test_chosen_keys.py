@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -75,20 +73,3 @@ def test_a_key_that_is_put_again_while_somebody_looks_is_kept():
     for note in looked:
         chosen.forget_gone(note)
     assert [key for key, _ in chosen.items()] == ["key 0"]
-
-
-def test_threads_that_note_and_look_at_the_same_time_lose_nothing():
-    """All that were noted are kept, each with its latest word."""
-    chosen = ChosenKeys()
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            for word in range(20):
-                for _ in pool.map(lambda n: chosen.note(f"key {n}", word), range(200)):
-                    chosen.to_look_at()
-                for done in [pool.submit(chosen.to_look_at) for _ in range(8)]:
-                    done.result()
-    finally:
-        sys.setswitchinterval(interval)
-    assert dict(chosen.items()) == {f"key {n}": 19 for n in range(200)}
