@@ -262,7 +262,7 @@ def large(session: nox.Session) -> None:
 def frameworks(session: nox.Session) -> None:
     """Proxies and tensors in PyTorch and JAX, which are gigabytes to install."""
     environment = install_wheel(session)
-    session.install("torch>=2.2", "jax>=0.4.30")
+    session.install("torch", "jax")
     environment["PROXYPLANE_TEST_FRAMEWORKS"] = "1"
     session.run("python", "-m", "pytest", "tests/frameworks", *session.posargs, env=environment)
 
