@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import collections.abc
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,6 +161,23 @@ def test_python_is_told_the_class(make: Callable[[Any], Any]) -> None:
                 assert value == 1
             case _:
                 pytest.fail("not matched")
+
+
+def test_python_is_told_the_class_without_columns() -> None:
+    """So it is where code objects do not know the columns of the source."""
+    code = (
+        "import sys; sys.path.append(sys.argv[1])\n"
+        "from test_proxy_frameworks import *\n"
+        "test_python_is_told_the_class(lambda target: make_proxy(lambda: target, KNOWN))\n"
+        "test_python_is_told_the_class(lambda target: make_proxy(lambda: target))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "no_debug_ranges", "-B", "-c", code, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=55,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_c_code_is_not(make: Callable[[Any], Any]) -> None:

@@ -66,13 +66,17 @@ def _what_runs(code: types.CodeType, offset: int) -> object:
 
     begun: dict[Any, object] = {}  # what is loaded first, at each place of the source
     for instruction in dis.get_instructions(code):
-        place = instruction.positions and instruction.positions[::2]  # line and column
+        position = instruction.positions
+        place = (position.lineno, position.col_offset) if position else (None, None)
         if instruction.offset == offset:
             if "CALL" in instruction.opname:
                 return begun.get(place)
             return instruction.argval if "LOAD" in instruction.opname else instruction.opname
-        if "LOAD" in instruction.opname:
-            begun.setdefault(place, instruction.argval)
+        if "LOAD" in instruction.opname and (
+            # Without columns (-X no_debug_ranges) a place is a line, with several beginnings.
+            place not in begun or (place[1] is None and instruction.argval in _COMPARES)
+        ):
+            begun[place] = instruction.argval
     return None
 
 
