@@ -21,7 +21,7 @@ from proxyplane.exceptions import (
     NotAllowedError,
 )
 from proxyplane.testing import cancelled_at
-from support.endpoints import WHERE
+from support.endpoints import WHERE, path_of
 from support.waiting import until
 
 MB = 1_000_000
@@ -99,6 +99,27 @@ async def test_killed_while_it_swaps(at, size):
     await asyncio.to_thread(site.end, signal.SIGKILL)
     await asyncio.to_thread(site.start)
     assert await connector.get("name") is None
+    await connector.aclose()
+
+
+@pytest.mark.parametrize("where", ["near", "far"])
+async def test_a_caller_that_dies_in_the_middle(sites, where):
+    """Of a swap of which not all has come nothing is done, and its room is free again."""
+    near, far = sites
+    site = near if where == "near" else far
+    connector = EndpointConnector(site.id)
+    await connector.swap("name", [b"old"])
+    used = site.status()["memory"]["used"]
+    head = f"POST {path_of('name').replace('v1/objects', 'v2/swap')} HTTP/1.1\r\nHost: endpoint\r\n"
+    head += f"Endpoint: {site.id}\r\nContent-Length: {5 * MB}\r\n\r\n"
+    _, writer = await asyncio.open_unix_connection(near.socket_path)
+    writer.write(head.encode() + bytes(2 * MB))
+    await writer.drain()
+    await until(lambda: site.status()["memory"]["used"] == used + 5 * MB)  # it has begun to come
+    assert bytes(await connector.get("name")) == b"old"
+    writer.transport.abort()
+    await until(lambda: site.status()["memory"]["used"] == used)
+    assert bytes(await connector.swap("name", [b"new"])) == b"old"
     await connector.aclose()
 
 
