@@ -383,3 +383,27 @@ async def test_a_server_that_gets_full_has_its_room_back(own_redis_server):
     assert bytes(8 * MB) == await redis.get(kept)
     await redis.evict(await redis.put([bytes(8 * MB)]))
     await redis.aclose()
+
+
+async def test_a_lease_whose_caller_is_cancelled_is_not_given_after_a_later_one(
+    redis_server, namespace, medium
+):
+    """At each await: record and parts have the lease that was asked for last, all of them."""
+    async with TCPProxy(redis_server.port) as proxy:
+        redis = RedisConnector(f"redis://127.0.0.1:{proxy.port}", namespace=namespace)
+        key = await redis.put([bytes(WHOLE + 1)])
+        nth = 0
+        cancelled = True
+        while cancelled:
+            nth += 1
+            await asyncio.gather(redis.get(key), redis.get(key))  # two connections are there
+            proxy.delay = 0.1
+            cancelled = await cancelled_at(redis.extend([key], 600), nth)
+            await asyncio.sleep(0.02)  # what was sent is on its slow way
+            proxy.delay = 0
+            assert [True] == await redis.extend([key], None)
+            await asyncio.sleep(0.15)
+            leases = {medium.client.pttl(name) for name in medium()}
+            assert leases == {-1}, (nth, leases)
+        assert nth > 3
+        await redis.aclose(clear=True)
