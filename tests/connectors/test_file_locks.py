@@ -74,26 +74,39 @@ async def test_the_loop_does_not_wait_where_names_are_locked(tmp_path, monkeypat
     assert await connector.get("key") == {"put": b"x", "swap": b"y"}.get(how)
 
 
-def test_fork_while_a_lease_is_extended(tmp_path):
+@pytest.mark.parametrize("how", ["extend", "set"])
+def test_fork_while_a_lease_is_locked(tmp_path, how):
     """A child does not keep the lock, which would hold up sweeps for as long as it lives."""
     code = """
         import fcntl, os, sys, threading, warnings
         from proxyplane.connectors.file import FileConnector
         from proxyplane.connectors._file_io import file_name
+        from proxyplane.exceptions import ConnectorError
         warnings.simplefilter("ignore", DeprecationWarning)
         connector = FileConnector(sys.argv[1])
-        leases = connector._leases
-        key = connector.put_sync([b"x"], key="key", ttl=60)
-        path = f"{connector.directory}/{file_name(key)}"
-        locked, go_on, write = threading.Event(), threading.Event(), leases._write
+        locked, go_on = threading.Event(), threading.Event()
         def wait(*args):
             locked.set()
             go_on.wait()
-            write(*args)
-        leases._write = wait
-        extending = threading.Thread(target=lambda: leases.extend(path, file_name(key), 90))
+            raise OSError(5, "it fails")
+        if sys.argv[2] == "extend":
+            key = connector.put_sync([b"x"], key="key", ttl=60)
+            path = f"{connector.directory}/{file_name(key)}"
+            connector._leases._write = wait
+            call = lambda: connector._extend_sync([key], 90)
+        else:
+            key = connector._new_key_sync(60)
+            path = f"{connector.directory}/.pending/{key}"
+            connector._publisher._link_anonymous = connector._publisher._link_named = wait
+            call = lambda: connector._set_sync([memoryview(b"x")], key, lambda: None)
+        def fail():
+            try:
+                call()
+            except ConnectorError:
+                pass
+        extending = threading.Thread(target=fail)
         extending.start()
-        locked.wait()
+        assert locked.wait(30)
         end_child, child_ends = os.pipe()
         begun, begins = os.pipe()
         child = os.fork()
@@ -112,4 +125,4 @@ def test_fork_while_a_lease_is_extended(tmp_path):
             os.close(child_ends)
             os.waitpid(child, 0)
     """
-    run_code(code, tmp_path / "objects")
+    run_code(code, tmp_path / "objects", how)

@@ -23,6 +23,7 @@ from proxyplane.connectors._file_leases import (
     lock_or_stall,
     same_file,
 )
+from proxyplane.connectors._file_unshared import unshared
 from proxyplane.connectors._file_watch import Place, place_of, wake_here
 from proxyplane.connectors._waiters import deadline, too_late
 from proxyplane.exceptions import KeyExistsError, ObjectLostError
@@ -94,7 +95,7 @@ class Registrations:
 
         def hold() -> int | None:
             try:
-                held.append(os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+                held.append(unshared.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW))
             except FileNotFoundError:
                 self.refuse_set(key)
                 raise
@@ -106,7 +107,7 @@ class Registrations:
             yield hold
         finally:
             for fd in held:
-                os.close(fd)
+                unshared.close(fd)
 
     def extend(self, key: str, ttl: float | None, *, wait: bool = True) -> bool:
         """Gives the registration of a key a new lease; False if there is none.
