@@ -152,6 +152,28 @@ async def test_evict_between_publishing_and_settling(connector, monkeypatch):
     assert await connector.exists(key) is False
 
 
+async def test_evict_while_settling(connector, monkeypatch):
+    """Of an evict and a set that takes back its object one has it: the set if it fails."""
+    key = await connector.new_key()
+    real = connector._leases.unlink
+    publish = connector._publisher.publish
+
+    def lose_then_unlink(path, name, **options):
+        if Path(path).parent == Path(connector.directory):  # not its registration, which is gone
+            os.unlink(path)  # as another process's evict, which has removed that first
+        return real(path, name, **options)
+
+    def publish_then_lose(*args, **options):
+        wrote = publish(*args, **options)
+        os.unlink(connector._registrations._path(key))
+        monkeypatch.setattr(connector._leases, "unlink", lose_then_unlink)
+        return wrote
+
+    monkeypatch.setattr(connector._publisher, "publish", publish_then_lose)
+    await connector.set(key, [b"x"])
+    assert await connector.exists(key) is False
+
+
 @pytest.mark.parametrize("timeout", [-1, 0, 0.01])
 @pytest.mark.parametrize("remote", [False, True])
 async def test_timeouts(connector, timeout, remote):

@@ -153,10 +153,11 @@ class Registrations:
         try:
             if not same_file(os.lstat(path), wrote):
                 return
-            self._leases.unlink(path, file_name(key), again=not is_library_key(key))
+            withdrawn = self._leases.unlink(path, file_name(key), again=not is_library_key(key))
         except FileNotFoundError:
             return
-        self._lost(key)
+        if withdrawn:  # else it was evicted in between
+            self._lost(key)
 
     def remove(self, key: str) -> bool:
         """Ends the registration of a key, which wakes who waits for it; False if there is none."""
