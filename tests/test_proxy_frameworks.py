@@ -9,7 +9,8 @@ import collections.abc
 import functools
 import subprocess
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ def test_python_is_told_the_class_without_columns() -> None:
         "from test_proxy_frameworks import *\n"
         "test_python_is_told_the_class(lambda target: make_proxy(lambda: target, KNOWN))\n"
         "test_python_is_told_the_class(lambda target: make_proxy(lambda: target))\n"
+        "test_calls_that_look_like_comparisons(lambda target: make_proxy(lambda: target, KNOWN))\n"
     )
     done = subprocess.run(
         [sys.executable, "-X", "no_debug_ranges", "-B", "-c", code, str(Path(__file__).parent)],
@@ -187,6 +189,26 @@ def test_c_code_is_not(make: Callable[[Any], Any]) -> None:
         assert not ask(p, Tensor)
         assert list(map(isinstance, [p], [Tensor])) == [False]
         assert ask(extract(p), Tensor)
+
+
+def other_calls(p: Any) -> Iterator[bool]:
+    """What asks for the class in C, beside or inside of what only compares it."""
+    ask, place = isinstance, types.SimpleNamespace(ask=isinstance)
+    yield getattr(place, "ask")(p, Tensor)  # noqa: B009
+    yield place.ask(p, Tensor)
+    yield (isinstance, ask)[1](p, Tensor)
+    yield isinstance(ask(p, Tensor), str) or ask(p, Tensor)
+    yield ask(p, Tensor) if isinstance(p, Tensor) else True
+    yield isinstance(p, Tensor) and ask(p, Tensor)
+    yield (lambda: getattr(place, "ask"))()(p, Tensor)  # noqa: B009
+
+
+def test_calls_that_look_like_comparisons(make: Callable[[Any], Any]) -> None:
+    """What was looked up where it is called is not what looked it up, however often it runs."""
+    p = make(Tensor(1))
+    for _ in range(50):  # also when the interpreter has specialised the code
+        assert not any(other_calls(p))
+        assert isinstance(p, Tensor)
 
 
 def test_others_are_told_as_before() -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from proxyplane._slots import ProxySlots
+
+if TYPE_CHECKING:
+    import dis
 
 # -- PyTorch: the class of each argument is asked whether it takes the call over -----------------
 
@@ -64,20 +67,64 @@ def _what_runs(code: types.CodeType, offset: int) -> object:
     """What the instruction at `offset` does: the name that it calls or gets, or its own."""
     import dis
 
-    begun: dict[Any, object] = {}  # what is loaded first, at each place of the source
+    before: list[dis.Instruction] = []
     for instruction in dis.get_instructions(code):
-        position = instruction.positions
-        place = (position.lineno, position.col_offset) if position else (None, None)
         if instruction.offset == offset:
-            if "CALL" in instruction.opname:
-                return begun.get(place)
-            return instruction.argval if "LOAD" in instruction.opname else instruction.opname
-        if "LOAD" in instruction.opname and (
-            # Without columns (-X no_debug_ranges) a place is a line, with several beginnings.
-            place not in begun or (place[1] is None and instruction.argval in _COMPARES)
-        ):
-            begun[place] = instruction.argval
+            does = instruction.opname
+            if "CALL" in does:  # that of Python 3.11 may be its PRECALL
+                return _called(before, instruction)
+            return instruction.argval if "LOAD" in does else does
+        before.append(instruction)
     return None
+
+
+def _called(before: Sequence[dis.Instruction], call: dis.Instruction) -> object:
+    """The name that is called; None if it is no plain name, which could be that of anything."""
+    place = _place_of(call)
+    if place is None:
+        return _called_by_depth(before, call)
+    name = None
+    for instruction in before:
+        if _place_of(instruction) == place:  # what a call begins with begins where that does
+            if "LOAD" in instruction.opname:
+                name = _plain_name(instruction)
+            elif instruction.opname in _CALLS:
+                name = None  # what this one gave is called, not what it called
+    return name
+
+
+def _called_by_depth(before: Sequence[dis.Instruction], call: dis.Instruction) -> object:
+    """The same without columns (-X no_debug_ranges), unless an argument is a condition."""
+    import dis
+
+    if call.opname not in ("CALL", "PRECALL"):
+        return None
+    depth = call.arg or 0  # of the stack, above what is called
+    for instruction in reversed(before):
+        if "JUMP" in instruction.opname or "FOR_ITER" in instruction.opname:
+            return None
+        if depth <= 0 and instruction.opname != "PUSH_NULL":
+            return _plain_name(instruction)
+        if instruction.opname == "PRECALL" and instruction is before[-1]:
+            continue  # takes what the call takes
+        depth -= dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
+    return None
+
+
+_CALLS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX"}
+
+
+def _plain_name(instruction: dis.Instruction) -> object:
+    does = instruction.opname
+    return instruction.argval if "LOAD" in does and not does.endswith(("ATTR", "METHOD")) else None
+
+
+def _place_of(instruction: dis.Instruction) -> tuple[int, int] | None:
+    """The line and the column."""
+    at = instruction.positions
+    if at is None or at.lineno is None or at.col_offset is None:
+        return None
+    return at.lineno, at.col_offset
 
 
 def class_told(kind: type) -> property:

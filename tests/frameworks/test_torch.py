@@ -186,6 +186,29 @@ def test_no_use_reads_foreign_memory() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("options", [[], ["-X", "no_debug_ranges"]], ids=["", "no columns"])
+def test_a_call_that_looks_like_a_comparison(options: list[str]) -> None:
+    """A C function that was looked up where it is called, or is called inside of a comparison, is
+    not told the class."""
+    code = """
+        import torch
+        from torch import tensor
+        from proxyplane import Proxy
+        x = torch.arange(6.)
+        p = Proxy(lambda: x, target=x)
+        def use():
+            yield getattr(torch, "tensor")(p)
+            yield tensor(p) if not isinstance(p, int) else tensor(p)
+            yield isinstance(tensor(p), torch.Tensor) and tensor(p)
+        assert all(torch.equal(one, x) for one in use())
+        assert p.__class__ is torch.Tensor
+    """
+    done = subprocess.run(
+        [sys.executable, *options, "-c", textwrap.dedent(code)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+
+
 def test_copies(make: Callable[[Any], Any]) -> None:
     """Copies of a proxy are proxies, and copies of its tensor are tensors."""
     p = make(X)
