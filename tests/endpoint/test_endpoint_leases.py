@@ -248,6 +248,12 @@ async def test_leases_that_are_over_take_no_room():
         table.drop(lease)
     assert len(table) == 0
     assert len(table._heap) < 5000
+    often = Lease(2 * LONG)
+    for number in range(20_000):
+        often.set(2 * LONG - number / 100)
+        table.note("x", often)
+    assert len(table) == 1
+    assert len(table._heap) < 5000
     longer, shorter, never = Lease(LONG), Lease(LONG), Lease(LONG)
     for lease in (longer, shorter, never):
         table.note("x", lease)

@@ -25,7 +25,7 @@ RECORD: Final = struct.Struct(">16sddd")
 how long it was."""
 NO_LEASE: Final = bytes(RECORD.size)
 
-_AT_ONCE: Final = 1000  # that are ended before the loop has its turn
+_AT_ONCE: Final = 1000  # that are looked at before the loop has its turn
 _LONGEST_SLEEP: Final = 60.0  # a loop's timer stands still while the machine sleeps
 _FEW: Final = 1000
 
@@ -127,6 +127,7 @@ class Leases:
         self._stale += lease.noted is not None
         lease.noted = lease.deadline
         heapq.heappush(self._heap, (lease.deadline, next(self._numbers), key, lease))
+        self._tidy()
         self._set_timer()
 
     def drop(self, lease: Lease | None) -> None:
@@ -135,6 +136,9 @@ class Leases:
             return
         lease.over = True
         self._stale += lease.noted is not None
+        self._tidy()
+
+    def _tidy(self) -> None:
         if self._stale > _FEW and 2 * self._stale > len(self._heap):
             self._heap = [one for one in self._heap if not _is_stale(one)]
             heapq.heapify(self._heap)
@@ -162,7 +166,9 @@ class Leases:
         self._timer = None
         ended: list[tuple[str, Lease]] = []
         until = now()
-        while self._heap and self._heap[0][0] <= until and len(ended) < _AT_ONCE:
+        for _ in range(_AT_ONCE):
+            if not self._heap or self._heap[0][0] > until:
+                break
             one = heapq.heappop(self._heap)
             if _is_stale(one):
                 self._stale -= 1
