@@ -202,3 +202,18 @@ async def test_a_link_that_stays_down(through_proxy, body, monkeypatch):
     proxy.refuses = False
     assert bytes(await connector.get(key)) == body
     await connector.aclose()
+
+
+async def test_more_keys_than_fit_a_request(site):
+    """Or than fit its answer: they are asked for in portions, and each is told what is its own."""
+    connector = EndpointConnector()
+    first, last = [await connector.put([b"x"]) for _ in range(2)]
+    made = [f"{first[:16]}{number:016x}{first[32:]}" for number in range(1000, 200_000)]
+    keys = [first, *made, last]
+    held = [True, *[False] * len(made), True]
+    assert await connector.extend(keys, 600.0) == held
+    found = await connector.get_batch(keys)
+    assert [body is not None for body in found] == held
+    assert await connector.evict_batch(keys) == held
+    assert not await connector.exists(last)
+    await connector.aclose()

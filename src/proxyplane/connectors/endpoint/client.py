@@ -17,7 +17,7 @@ from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, telling
 from proxyplane.connectors.endpoint.channel import Answer, Body, Channel, NotSentError
 from proxyplane.connectors.endpoint.download import Download
-from proxyplane.connectors.endpoint.keys import SHORT
+from proxyplane.connectors.endpoint.keys import SHORT, portions
 from proxyplane.connectors.endpoint.places import Address, Place, address_of, place_for
 from proxyplane.connectors.endpoint.problems import error_of
 from proxyplane.connectors.endpoint.shared import POSSIBLE, map_memory
@@ -340,7 +340,9 @@ async def _forbid(client: Client, keys: list[str], endpoint: str) -> None:
         try:
             async with asyncio.timeout(_UNDO_SECONDS):
                 # The request may still be on its way: the keys are never to be used.
-                await client.call("/v1/evict", endpoint, {"keys": keys, "forbid": True})
+                for numbers in portions(keys, range(len(keys))):
+                    some = [keys[number] for number in numbers]
+                    await client.call("/v1/evict", endpoint, {"keys": some, "forbid": True})
             return
         except (ConnectorError, TimeoutError):
             return

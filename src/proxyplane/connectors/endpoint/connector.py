@@ -15,7 +15,13 @@ from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import ChosenKeys, KeyMaker
 from proxyplane.connectors._multi_tasks import to_the_end
 from proxyplane.connectors.endpoint.client import Client, Lease, lease_of, pack_batch
-from proxyplane.connectors.endpoint.keys import LONGEST_KEY, make_key, quote_key, split_key
+from proxyplane.connectors.endpoint.keys import (
+    LONGEST_KEY,
+    make_key,
+    portions,
+    quote_key,
+    split_key,
+)
 from proxyplane.connectors.endpoint.url import parse_url, patience_of, write_url
 from proxyplane.connectors.endpoint.waiting import wait_for
 from proxyplane.exceptions import (
@@ -238,7 +244,7 @@ class EndpointConnector(DeferrableConnector):
     ) -> list[Buffer | None]:
         """Reads many objects in order; None for a key that holds nothing.
 
-        Small ones come in one request for each endpoint; large ones follow one after another.
+        Small ones come together from each endpoint; large ones follow one after another.
         """
         await self._client()
         found: list[Buffer | None] = [None] * len(keys)
@@ -251,21 +257,22 @@ class EndpointConnector(DeferrableConnector):
             else:
                 alone.append(number)
         for endpoint, numbers in together.items():
-            wanted = [keys[number] for number in numbers]
+            for some in portions(keys, numbers):
+                wanted = [keys[number] for number in some]
 
-            async def read(
-                client: Client, wanted: list[str] = wanted, endpoint: str = endpoint
-            ) -> list[Buffer | None]:
-                return await client.get_many(wanted, endpoint)
+                async def read(
+                    client: Client, wanted: list[str] = wanted, endpoint: str = endpoint
+                ) -> list[Buffer | None]:
+                    return await client.get_many(wanted, endpoint)
 
-            for number, body in zip(numbers, await self._twice(read), strict=True):
-                found[number] = body
+                for number, body in zip(some, await self._twice(read), strict=True):
+                    found[number] = body
         for number in alone:
             found[number] = await self.get(keys[number])
         return found
 
     async def evict_batch(self, keys: Sequence[str]) -> list[bool]:
-        """Evicts many objects, in one request for each endpoint that has any.
+        """Evicts many objects, up to twenty thousand in one request to each endpoint.
 
         Raises:
             ConnectorLostError: The link broke; some may have been evicted.
@@ -280,7 +287,7 @@ class EndpointConnector(DeferrableConnector):
         return there
 
     async def extend(self, keys: Sequence[str], ttl: float | None) -> list[bool]:
-        """Gives objects a new lease, in one request for each endpoint; see `Connector.extend`.
+        """Gives objects a new lease, many in one request; see `Connector.extend`.
 
         Raises:
             NotSupportedError: An endpoint is of an older version and keeps no leases.
@@ -305,9 +312,10 @@ class EndpointConnector(DeferrableConnector):
             if len(key) <= LONGEST_KEY:
                 grouped.setdefault(self._at(key), []).append(number)
         for endpoint, numbers in grouped.items():
-            answers = await call(endpoint, [keys[number] for number in numbers])
-            for number, answer in zip(numbers, answers, strict=True):
-                told[number] = bool(answer)
+            for some in portions(keys, numbers):
+                answers = await call(endpoint, [keys[number] for number in some])
+                for number, answer in zip(some, answers, strict=True):
+                    told[number] = bool(answer)
         return told
 
     async def swap(

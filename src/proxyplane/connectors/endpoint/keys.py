@@ -12,17 +12,29 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 from proxyplane.connectors._keys import with_place
 
-__all__ = ["Made", "id_of", "is_id", "make_key", "quote_key", "split_key", "unquote_key"]
+__all__ = [
+    "Made",
+    "id_of",
+    "is_id",
+    "make_key",
+    "portions",
+    "quote_key",
+    "split_key",
+    "unquote_key",
+]
 
 ID_LENGTH = 52
 SHORT = 16
 LONGEST_KEY = 1 << 15
 """Bytes of the longest key, in UTF-8."""
 
+_KEYS_AT_ONCE: Final = 20_000
+_CHARACTERS_AT_ONCE: Final = 1 << 20  # of keys, each of which JSON writes as twelve at most
 _ID = re.compile(r"[a-z2-7]{52}")
 
 
@@ -76,3 +88,15 @@ def unquote_key(text: str) -> str:
     raw = text.encode("ascii")
     key = base64.b64decode(raw + b"=" * (-len(raw) % 4), altchars=b"-_", validate=True)
     return key.decode("utf-8", "surrogatepass")
+
+
+def portions(keys: Sequence[str], numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """The keys of these numbers, in portions that endpoints take, and answer, as one request."""
+    begin = length = 0
+    for at, number in enumerate(numbers):
+        length += len(keys[number])
+        if length > _CHARACTERS_AT_ONCE or at - begin >= _KEYS_AT_ONCE:
+            yield numbers[begin:at]
+            begin, length = at, len(keys[number])
+    if begin < len(numbers):
+        yield numbers[begin:]
