@@ -124,7 +124,7 @@ class Client:
         """Stores several objects, all or none; tells for each whether it was not there before."""
         leased = any(body.lease is not None for _, body in batch)
         await self.check_limit(max(body.size for _, body in batch), leased=leased)
-        async with self.pool.wire() as wire:
+        async with self.pool.wire(changes=True) as wire:
             return await write_together(wire, batch)
 
     async def register(self, name: bytes, lease: int | None) -> None:
@@ -206,13 +206,12 @@ class Client:
         """
         if size <= SMALL:
             return await self.pool.requests(b"".join(pieces), count, left, changes=True)
-        async with self.pool.wire() as wire:
+        async with self.pool.wire(changes=True) as wire:
             slots = [Slot() for _ in range(count)]
             try:
                 await wire.send(pieces, slots, telling(size))
                 replies, refusal = await wire.read_few(count)
             except asyncio.CancelledError:
-                self.pool.hold(wire)
                 if left is not None:
                     wire.afterwards(slots[-1], partial(left, slots))
                 raise
@@ -306,23 +305,15 @@ class Client:
 
     async def extend_parts(self, name: bytes, lease: int | None) -> bool | None:
         """Gives an object in parts a new lease; see `leases.extend_parts`."""
-        async with self.pool.wire() as wire:
-            try:
-                return await leases.extend_parts(wire, name, lease)
-            except asyncio.CancelledError:
-                self.pool.hold(wire)
-                raise
+        async with self.pool.wire(changes=True) as wire:
+            return await leases.extend_parts(wire, name, lease)
 
     async def _replies(self, commands: Sequence[tuple[Any, ...]]) -> list[Reply]:
         if len(commands) <= _FEW:
             data = b"".join(command(*words) for words in commands)
             return await self.pool.requests(data, len(commands), changes=True)
-        async with self.pool.wire() as wire:
-            try:
-                return await pipeline(wire, commands, ahead=_NUMBERS_AHEAD, convert=lambda one: one)
-            except asyncio.CancelledError:
-                self.pool.hold(wire)
-                raise
+        async with self.pool.wire(changes=True) as wire:
+            return await pipeline(wire, commands, ahead=_NUMBERS_AHEAD, convert=lambda one: one)
 
     async def look_up(self, names: Sequence[bytes]) -> list[tuple[bool, bool]]:
         """For each registered key whether its object is there, and whether its record is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -44,25 +43,22 @@ async def each(pool: Pool, commands: Sequence[bytes], ahead: int) -> list[Reply]
     """
     replies: list[Reply] = []
     slots: deque[Slot] = deque()
-    async with pool.wire() as wire:
-        try:
-            while len(replies) < len(commands):
-                sent = len(replies) + len(slots)
-                if sent < len(commands) and len(slots) <= ahead // 2:
-                    upto = sent + 1
-                    size = len(commands[sent])
-                    while upto < min(len(commands), len(replies) + ahead) and size < _GROUP_BYTES:
-                        size += len(commands[upto])
-                        upto += 1
-                    # At once, so that whoever is cancelled has sent whole commands.
-                    slots += wire.request(b"".join(commands[sent:upto]), upto - sent)
-                try:
-                    replies.append(await wire.take(slots.popleft()))
-                except redis_errors.RedisError as error:
-                    if wire.lost:
-                        raise
-                    replies.append(error)
-        except asyncio.CancelledError:
-            pool.hold(wire)  # it takes effect before what this caller asks for next
-            raise
+    # What is sent takes effect before what a caller who is cancelled asks for next.
+    async with pool.wire(changes=True) as wire:
+        while len(replies) < len(commands):
+            sent = len(replies) + len(slots)
+            if sent < len(commands) and len(slots) <= ahead // 2:
+                upto = sent + 1
+                size = len(commands[sent])
+                while upto < min(len(commands), len(replies) + ahead) and size < _GROUP_BYTES:
+                    size += len(commands[upto])
+                    upto += 1
+                # At once, so that whoever is cancelled has sent whole commands.
+                slots += wire.request(b"".join(commands[sent:upto]), upto - sent)
+            try:
+                replies.append(await wire.take(slots.popleft()))
+            except redis_errors.RedisError as error:
+                if wire.lost:
+                    raise
+                replies.append(error)
     return replies

@@ -169,8 +169,11 @@ class Pool:
             wire.request(data)
 
     @contextlib.asynccontextmanager
-    async def wire(self) -> AsyncIterator[Wire]:
+    async def wire(self, *, changes: bool = False) -> AsyncIterator[Wire]:
         """A connection for one caller; waits when all are in use.
+
+        Args:
+            changes: Whether what is sent changes something; see `hold`.
 
         Raises:
             ConnectorUnavailableError: None can be made.
@@ -187,6 +190,10 @@ class Pool:
             try:
                 async with self._using(wire):
                     yield wire
+            except asyncio.CancelledError:
+                if changes:
+                    self.hold(wire)
+                raise
             finally:
                 # No await from here on: a task can be cancelled only where it waits.
                 wire.leave()
