@@ -10,6 +10,7 @@ import warnings
 import pytest
 
 from proxyplane.connectors.redis import RedisConnector
+from proxyplane.connectors.redis.errors import map_errors
 from proxyplane.connectors.redis.transfer import FIRST, WINDOW
 from proxyplane.connectors.redis.wire import SLICE
 from proxyplane.exceptions import (
@@ -195,6 +196,20 @@ async def test_full_and_too_large_for_the_server_are_told_apart(own_redis_server
     await connector.aclose(clear=True)
     with admin(server) as client:
         assert 0 == client.dbsize()
+
+
+def test_full_at_the_end_of_a_transaction(own_redis_server):
+    """A server that has no room any more when it comes to EXEC is full, too."""
+    server = own_redis_server(args=["--maxmemory-policy", "noeviction"])
+    with admin(server) as client, admin(server) as other:
+        transaction = client.client()
+        for words in (["MULTI"], ["SET", "key", "x"]):
+            transaction.execute_command(*words)
+        other.config_set("maxmemory", 1)
+        with pytest.raises(StoreFullError, match="out of memory"):
+            with map_errors(RedisConnector(server.url)._options):
+                transaction.execute_command("EXEC")
+        transaction.close()
 
 
 @pytest.mark.parametrize(("policy", "told"), [("allkeys-lru", 1), ("volatile-lru", 0)])

@@ -207,6 +207,8 @@ def handler(*args):
     raise Stop
 connector = RedisConnector(sys.argv[1])
 signal.signal(signal.SIGALRM, handler)
+# Of a handler that ran in a finaliser Python can tell nobody.
+sys.unraisablehook = lambda it: it.exc_type is Stop or sys.__unraisablehook__(it)
 stopped = 0
 left = []
 end = time.monotonic() + 3

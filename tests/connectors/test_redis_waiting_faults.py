@@ -15,11 +15,11 @@ import pytest
 from proxyplane.connectors.redis import RedisConnector, waiting
 from proxyplane.connectors.redis.later import WAS_SET
 from proxyplane.exceptions import (
-    ConnectorError,
     ConnectorLostError,
     ConnectorUnavailableError,
     KeyExistsError,
     ObjectLostError,
+    StoreFullError,
 )
 from support.redis_waiting import all_woken, asleep, blind, register, set_at_once, start_waiting
 from support.servers import admin
@@ -388,7 +388,7 @@ async def test_a_server_without_room_keeps_the_registration(own_redis_server):
     (task,) = await start_waiting(connector, [name])
     with admin(server) as client:
         client.config_set("maxmemory", 1)
-        with pytest.raises(ConnectorError, match="out of memory"):
+        with pytest.raises(StoreFullError, match="out of memory"):
             await connector.set(name, [b"x" * 1000])
         assert not await connector.exists(name)
         assert not task.done()

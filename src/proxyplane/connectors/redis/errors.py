@@ -119,7 +119,8 @@ def _translate(exc: Exception, options: RedisOptions, *, connecting: bool) -> Co
 def _reply_error(exc: Exception, options: RedisOptions) -> ConnectorError | None:
     """The error for what a server replied, or None when it is not one that has a name."""
     where = options.where
-    text = str(exc)
+    # What a server refuses at the end of a transaction only.
+    text = str(exc).removeprefix("Transaction discarded because of: ")
     if isinstance(exc, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
         return ConnectorUnavailableError(
             f"Redis at {where} refused the login: {text}", hint=_login_hint(options)
@@ -130,7 +131,7 @@ def _reply_error(exc: Exception, options: RedisOptions) -> ConnectorError | None
             f"Redis at {where} does not permit this to user {user!r}: {text}",
             hint="grant it with ACL SETUSER, or choose another user with username=",
         )
-    if isinstance(exc, redis_errors.OutOfMemoryError):
+    if isinstance(exc, redis_errors.OutOfMemoryError) or text.startswith("OOM "):
         return StoreFullError(
             f"Redis at {where} is out of memory: {text}",
             hint="evict objects, or raise the server's maxmemory",
