@@ -112,12 +112,15 @@ async def test_one_that_is_registered_stays(request, no_guests):
     await store.aclose()
 
 
-async def test_what_is_in_memory_stays(request, no_guests):
+@pytest.mark.parametrize("among_others", [False, True])
+async def test_what_is_in_memory_stays(request, no_guests, among_others):
     """Objects in memory do not go because proxies of other stores arrived."""
     connector = pp.LocalConnector()
+    if among_others:
+        connector = pp.MultiConnector({"memory": connector})
     async with pp.Store("closed", connector) as store:
         proxy = await store.proxy("object", populate_target=False)
-        again = pp.LocalConnector.from_url(connector.url)
+        again = type(connector).from_url(connector.url)
     data = pickle.dumps(proxy)
     assert pp.get_store(pickle.loads(data)) is not store
     await again.aclose()
