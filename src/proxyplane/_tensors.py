@@ -23,9 +23,9 @@ def torch_reducers(torch: Any) -> Reducers:
         dense = _dense(torch, tensor)
         if dense is None:
             return tensor.__reduce_ex__(5)
-        order = _order(dense)
         try:
-            memory = PickleBuffer(dense.permute(order).view(-1).view(torch.uint8).numpy())
+            numbers = dense.as_strided((_span(dense),), (1,))
+            memory = PickleBuffer(numbers.view(torch.uint8).numpy())
         except (RuntimeError, TypeError):  # it is inside of a transformation, or NumPy is not here
             return tensor.__reduce_ex__(5)
         layout = tuple(dense.shape), dense.stride()
@@ -35,23 +35,24 @@ def torch_reducers(torch: Any) -> Reducers:
 
 
 def _dense(torch: Any, tensor: Any) -> Any:
-    """The numbers of a tensor, one beside the other; None if PyTorch must see to it itself."""
+    """The numbers of a tensor without gaps; None if PyTorch must see to it itself."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
         return None
-    if tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or not tensor.numel():
+    if tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
         return None
     if vars(tensor) or tensor._backward_hooks:
         return None
     dense = tensor.detach()
-    if dense.permute(_order(dense)).is_contiguous():
-        return dense
-    # One copy is forced; but what repeats itself is carried once.
-    return None if dense.untyped_storage().nbytes() < dense.nbytes else dense.contiguous()
+    # What repeats itself is carried once. With gaps one copy is forced.
+    return dense if _span(dense) <= dense.numel() else dense.contiguous()
 
 
-def _order(tensor: Any) -> list[int]:
-    """The dimensions, as they follow each other in memory."""
-    return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+def _span(tensor: Any) -> int:
+    """How many numbers lie between the first and the last in memory, with both."""
+    if not tensor.numel():
+        return 0
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(last) + 1
 
 
 def tensor_from_memory(
@@ -68,8 +69,11 @@ def tensor_from_memory(
     """
     import torch
 
-    tensor = torch.frombuffer(memory, dtype=dtype)
-    tensor.set_(tensor.untyped_storage(), 0, shape, strides)  # a view could do less
+    if not len(memory):
+        tensor = torch.empty_strided(shape, strides, dtype=dtype, device="cpu")
+    else:
+        tensor = torch.frombuffer(memory, dtype=dtype)
+        tensor.set_(tensor.untyped_storage(), 0, shape, strides)  # a view could do less
     return tensor.requires_grad_() if requires_grad else tensor
 
 

@@ -103,6 +103,28 @@ def test_tensors_with_gaps(step: Any) -> None:
     assert tensor.nbytes <= bodies(tensor) < tensor.nbytes + 64
 
 
+REPEATED = {
+    "empty": lambda: torch.rand(0, 3),
+    "empty, of a shape": lambda: torch.rand(4, 5)[:, 5:].T,
+    "expanded": lambda: torch.rand(700)[:, None].expand(700, 1000),
+    "windows": lambda: torch.rand(1000).unfold(0, 100, 1),
+    "with gaps": lambda: torch.rand(1000)[::10].expand(1000, 100),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint16, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("kind", REPEATED)
+def test_numbers_that_repeat_themselves(kind: str, dtype: torch.dtype) -> None:
+    """What is carried once, or not at all, is so for any type; PyTorch cannot read some."""
+    whole = REPEATED[kind]()
+    memory = (torch.rand(whole.untyped_storage().nbytes() // 4 or 1) * 50).to(dtype)
+    tensor = memory.as_strided(whole.shape, whole.stride(), whole.storage_offset())
+    for one in (tensor, torch.nn.Parameter(tensor, requires_grad=False)):
+        found = through(one)
+        assert_same(found, one)
+        assert frames_size(encode(one)) < 5000
+
+
 def test_a_slice_carries_only_itself() -> None:
     """Ten numbers of a large tensor are a few bytes."""
     assert frames_size(encode(torch.rand(1_000_000)[5:15])) < 600
