@@ -16,7 +16,7 @@ from proxyplane.proxy import Proxy, get_factory
 from proxyplane.store import Store
 
 if TYPE_CHECKING:
-    from proxyplane.lifetimes import Lifetime
+    from proxyplane._store_leases import Lifetime
 
 __all__ = [
     "ato_proxy",

@@ -18,7 +18,7 @@ from proxyplane.metrics import Instrument, Metrics
 from proxyplane.proxy import Proxy, ProxyLocker
 
 if TYPE_CHECKING:
-    from proxyplane.lifetimes import Lifetime
+    from proxyplane._store_leases import Lifetime
     from proxyplane.ownership import OwnedProxy
 
 __all__ = ["Store"]

@@ -28,7 +28,7 @@ from proxyplane.proxy import Proxy, ProxyLocker, evict, extract, resolve
 from proxyplane.registry import to_proxy
 
 if TYPE_CHECKING:
-    from proxyplane.lifetimes import Lifetime
+    from proxyplane._store_leases import Lifetime
     from proxyplane.ownership import OwnedProxy
 
 __all__ = [
