@@ -323,3 +323,27 @@ async def test_registered_by_several_at_once(tmp_path):
     await storage.open()
     await asyncio.gather(*(storage.register("key") for _ in range(3)))
     assert storage.is_awaited("key")
+
+
+@pytest.mark.parametrize("what", ["an object", "a registration", "nothing"])
+async def test_under_a_forbidden_key_nothing_comes(tmp_path, what):
+    """What was there is evicted, and the same request, if it comes once more, is refused."""
+    storage = Storage(str(tmp_path), Limits(), lambda key: None)
+    await storage.open()
+
+    async def put():
+        with await storage.begin("key", 3) as upload:
+            await upload.write(b"abc")
+            await storage.commit([upload])
+
+    if what == "an object":
+        await put()
+    elif what == "a registration":
+        await storage.register("key")
+    assert await storage.evict(["key"], forbid=True) == [what == "an object"]
+    with pytest.raises(ObjectLostError):
+        await put()
+    with pytest.raises(ObjectLostError):
+        await storage.register("key")
+    assert (len(storage), storage.awaited, storage.room.memory_used) == (0, 0, 0)
+    await storage.close()

@@ -315,10 +315,11 @@ class Storage:
             elif (registration := self._later.pop(key, None)) is not None:
                 self.leases.drop(registration.lease)
                 gone.append((key, registration.path))
-            elif forbid:
-                self._forbidden[key] = now + _FORBIDDEN_SECONDS
-            else:
+            elif not forbid:
                 continue
+            if forbid:
+                self._forbidden[key] = now + _FORBIDDEN_SECONDS
+                self._forbidden.move_to_end(key)
             self._on_change(key)
         await self._remove_files(gone)
         return there
