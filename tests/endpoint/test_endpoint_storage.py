@@ -8,11 +8,13 @@ import json
 import os
 import signal
 import sys
+import threading
 
 import pytest
 
 from proxyplane.connectors.endpoint import EndpointConnector, client
 from proxyplane.connectors.endpoint.shared import map_memory
+from proxyplane.endpoint import files
 from proxyplane.endpoint.room import Limits
 from proxyplane.endpoint.storage import Storage
 from proxyplane.exceptions import (
@@ -23,6 +25,7 @@ from proxyplane.exceptions import (
     StoreFullError,
 )
 from proxyplane.testing import cancelled_at
+from support.waiting import until
 
 MB = 1_000_000
 
@@ -346,4 +349,33 @@ async def test_under_a_forbidden_key_nothing_comes(tmp_path, what):
     with pytest.raises(ObjectLostError):
         await storage.register("key")
     assert (len(storage), storage.awaited, storage.room.memory_used) == (0, 0, 0)
+    await storage.close()
+
+
+@pytest.mark.allow_blocking
+async def test_a_registration_that_comes_late(tmp_path, monkeypatch):
+    """One that was asked for twice, and comes after its object, is none: nobody would wait."""
+    goes_on, slow = threading.Event(), ["the first"]
+
+    def write_file(*what):
+        if slow:
+            slow.clear()
+            assert goes_on.wait(60)
+        files.write_file(*what)
+
+    monkeypatch.setattr("proxyplane.endpoint.storage.write_file", write_file)
+    storage = Storage(str(tmp_path), Limits(persist=True), lambda key: None)
+    await storage.open()
+    late = asyncio.create_task(storage.register("key"))
+    await until(lambda: not slow)
+    await storage.register("key")
+    with await storage.begin("key", 3) as upload:
+        await upload.write(b"abc")
+        await storage.commit([upload], later=True)
+    goes_on.set()
+    await late
+    assert storage.awaited == 0
+    assert await storage.evict(["key"]) == [True]
+    assert not storage.is_awaited("key")
+    assert os.listdir(tmp_path) == []
     await storage.close()
