@@ -21,7 +21,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from proxyplane import FileConnector, Store
-from proxyplane.connectors._file_leases import is_leased
+from proxyplane.connectors.file.leases import is_leased
 from support import examples
 from support.examples import EXAMPLES, ending, objects, start
 

@@ -26,7 +26,7 @@ from proxyplane import (
 )
 from proxyplane._runtime.io_thread import io_thread
 from proxyplane._runtime.progress import Meter, metered
-from proxyplane.connectors import _file_io
+from proxyplane.connectors.file import publish as file_io
 from proxyplane.connectors.redis import parts
 from proxyplane.exceptions import ConnectorError, ConnectorLostError, SerializationError
 from proxyplane.sync import Store as BlockingStore
@@ -267,7 +267,7 @@ async def test_a_file_tells_how_far_it_is(tmp_path, monkeypatch):
         return write(fd, piece)
 
     meanwhile = []
-    monkeypatch.setattr(_file_io.os, "write", slow)
+    monkeypatch.setattr(file_io.os, "write", slow)
     data = os.urandom(40 * MB)
 
     class Seen(Calls):

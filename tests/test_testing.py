@@ -33,7 +33,7 @@ HEAD = """\
 import os, shutil
 import pytest
 from hypothesis import Phase, settings
-from proxyplane.connectors._file_io import file_name
+from proxyplane.connectors.file.publish import file_name
 from proxyplane.testing import ConnectorTests
 from support import flawed
 

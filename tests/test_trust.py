@@ -148,7 +148,7 @@ class TestSignature:
 
     def test_shared_memory_is_copied_first(self, tmp_path):
         """Who changes a mapped file after the check changes nothing in what is decoded."""
-        from proxyplane.connectors._file_read import read
+        from proxyplane.connectors.file.read import read
 
         path = tmp_path / "object"
         path.write_bytes(signed(np.zeros(100_000, "u1")))

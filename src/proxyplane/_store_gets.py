@@ -13,7 +13,7 @@ from proxyplane._store_checks import require_key, require_keys
 from proxyplane._store_names import Found, Steps, claiming, reading, removing, take
 from proxyplane.abc import Buffer
 from proxyplane.cache import MISSING
-from proxyplane.connectors._multi_tasks import all_or_raise, to_the_end
+from proxyplane.connectors._tasks import all_or_raise, to_the_end
 from proxyplane.exceptions import ObjectLostError
 from proxyplane.hints import NO_HINTS
 from proxyplane.proxy import Proxy, make_proxy

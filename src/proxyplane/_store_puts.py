@@ -22,7 +22,7 @@ from proxyplane._store_names import (
 from proxyplane._store_trust import key_of, put_all
 from proxyplane.abc import Buffer, SupportsSync
 from proxyplane.cache import MISSING
-from proxyplane.connectors._multi_tasks import to_the_end
+from proxyplane.connectors._tasks import to_the_end
 from proxyplane.hints import Hints
 from proxyplane.proxy import Proxy, make_proxy
 

@@ -12,10 +12,10 @@ import pytest
 from redis import Redis, RedisError
 
 from proxyplane.abc import RECORD_BYTES
-from proxyplane.connectors._file_io import file_name
-from proxyplane.connectors._local_medium import Entry
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file.publish import file_name
 from proxyplane.connectors.local import LocalConnector
+from proxyplane.connectors.local.medium import Entry
 from proxyplane.connectors.redis import RedisConnector, parts
 from proxyplane.connectors.redis.parts import layout_of
 from proxyplane.testing import ConnectorTests, CoroutinesOnly

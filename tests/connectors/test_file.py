@@ -18,12 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxyplane.abc import Connector, SupportsSync
-from proxyplane.connectors import _file_io
-from proxyplane.connectors._file_dir import UNPUBLISHED
-from proxyplane.connectors._file_io import Publisher, file_name, write_all
-from proxyplane.connectors._file_read import MAP_BYTES
 from proxyplane.connectors._inline import INLINE_BYTES
-from proxyplane.connectors.file import INLINE_EVICT_BYTES, INLINE_OBJECTS, FileConnector
+from proxyplane.connectors.file import publish as file_io
+from proxyplane.connectors.file.connector import (
+    INLINE_EVICT_BYTES,
+    INLINE_OBJECTS,
+    FileConnector,
+)
+from proxyplane.connectors.file.directory import UNPUBLISHED
+from proxyplane.connectors.file.publish import Publisher, file_name, write_all
+from proxyplane.connectors.file.read import MAP_BYTES
 from proxyplane.exceptions import ConnectorClosedError, KeyExistsError
 from support.workers import Workers, cancel_after
 
@@ -293,7 +297,7 @@ async def test_batches(connector):
 async def test_long_calls_leave_the_loop(connector, monkeypatch):
     """Large bodies, long batches and slow file systems are served on a worker thread."""
     threads = []
-    for owner, name in ((Publisher, "publish"), (_file_io.os, "unlink")):
+    for owner, name in ((Publisher, "publish"), (file_io.os, "unlink")):
 
         def noting(*args, real=getattr(owner, name), **options):
             threads.append(threading.get_ident() == here)
@@ -353,14 +357,14 @@ async def test_put_cancelled_while_writing(connector, monkeypatch):
     """A put that is cancelled while its body is written publishes nothing later on."""
     workers = Workers(monkeypatch)
     writing, go_on = threading.Event(), threading.Event()
-    write = _file_io.write_all
+    write = file_io.write_all
 
     def slow(fd, bodies):
         write(fd, bodies)
         writing.set()
         assert go_on.wait(30)
 
-    monkeypatch.setattr(_file_io, "write_all", slow)
+    monkeypatch.setattr(file_io, "write_all", slow)
     task = asyncio.ensure_future(connector.put([bytes(INLINE_BYTES + 1)], key="k"))
     await asyncio.to_thread(writing.wait)
     task.cancel()

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxyplane.connectors._file_dir import (
+from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file.directory import (
     LOCK,
     ROOM_BYTES,
     UNPUBLISHED,
@@ -23,8 +24,7 @@ from proxyplane.connectors._file_dir import (
     free_bytes,
     is_remote,
 )
-from proxyplane.connectors._file_io import Publisher
-from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file.publish import Publisher
 from proxyplane.exceptions import ConfigError, ConnectorUnavailableError
 from proxyplane.testing import in_forked_child
 from support.mounts import mounted, need_root, small_disk

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from proxyplane.connectors import _file_io
-from proxyplane.connectors._file_dir import (
+from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file import publish as file_io
+from proxyplane.connectors.file.directory import (
     UNPUBLISHED,
     Directory,
 )
-from proxyplane.connectors._file_errors import translate
-from proxyplane.connectors._file_io import sweep, write_all
-from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file.errors import translate
+from proxyplane.connectors.file.publish import sweep, write_all
 from proxyplane.exceptions import (
     ConnectorError,
     ConnectorLostError,
@@ -169,7 +169,7 @@ async def test_full_disk_refuses_before_writing(tmp_path, monkeypatch, anonymous
         connector._publisher.anonymous = anonymous
         assert connector._directory.firm
         written = []
-        monkeypatch.setattr(_file_io, "write_all", lambda *args: written.append(args))
+        monkeypatch.setattr(file_io, "write_all", lambda *args: written.append(args))
         with pytest.raises(StoreFullError):
             await connector.put([bytes(16 * MIB)])
         assert written == []
@@ -228,7 +228,7 @@ async def test_what_the_system_says(connector, monkeypatch, code, expected):
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(_file_io, "write_all", fail)
+    monkeypatch.setattr(file_io, "write_all", fail)
     with pytest.raises(ConnectorError) as caught:
         await connector.put([b"x"])
     assert type(caught.value) is expected
@@ -322,7 +322,7 @@ def _none_swept(connector: FileConnector) -> None:
 def test_sweep_between_open_and_lock(connector, monkeypatch):
     """A temporary that is swept before its writer could lock it is made again."""
     connector._publisher.anonymous = False
-    real, swept = _file_io.fcntl.flock, []
+    real, swept = file_io.fcntl.flock, []
 
     def late(fd, how):
         if not swept:
@@ -330,7 +330,7 @@ def test_sweep_between_open_and_lock(connector, monkeypatch):
             assert sweep(connector._directory) == 1
         return real(fd, how)
 
-    monkeypatch.setattr(_file_io.fcntl, "flock", late)
+    monkeypatch.setattr(file_io.fcntl, "flock", late)
     assert connector.get_sync(connector.put_sync([b"x"])) == b"x"
     assert leftovers(connector) == []
 
@@ -414,7 +414,7 @@ def test_fork_during_a_put(tmp_path, anonymous):
     run(
         """
         import threading, warnings
-        from proxyplane.connectors._file_io import sweep
+        from proxyplane.connectors.file.publish import sweep
         warnings.simplefilter("ignore", DeprecationWarning)
         written, go_on = threading.Event(), threading.Event()
         def wait():

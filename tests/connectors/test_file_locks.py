@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from proxyplane.connectors._file_dir import LOCK, PENDING
-from proxyplane.connectors._file_io import file_name
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file.directory import LOCK, PENDING
+from proxyplane.connectors.file.publish import file_name
 from support.waiting import run_code
 
 
@@ -80,7 +80,7 @@ def test_fork_while_a_lease_is_locked(tmp_path, how):
     code = """
         import fcntl, os, sys, threading, warnings
         from proxyplane.connectors.file import FileConnector
-        from proxyplane.connectors._file_io import file_name
+        from proxyplane.connectors.file.publish import file_name
         from proxyplane.exceptions import ConnectorError
         warnings.simplefilter("ignore", DeprecationWarning)
         connector = FileConnector(sys.argv[1])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxyplane.connectors import _file_read
+from proxyplane.connectors import _maps
 from proxyplane.connectors.file import FileConnector
 
 SETUP = """
@@ -45,9 +45,9 @@ def test_few_descriptors(tmp_path):
     run(
         """
         import resource, socket
-        from proxyplane.connectors import _file_read
-        from proxyplane.connectors._file_read import maps
-        count = min(50_000, _file_read._most_maps())
+        from proxyplane.connectors import _maps
+        from proxyplane.connectors._maps import maps
+        count = min(50_000, _maps._most_maps())
         def descriptors():
             return len(os.listdir("/proc/self/fd"))
         key = connector.put_sync([b"x" * 70_000])
@@ -81,8 +81,8 @@ def test_few_maps(tmp_path):
     """With too many maps alive the body is read: private and writable, as ever."""
     run(
         """
-        from proxyplane.connectors import _file_read
-        _file_read._map_limit = 100
+        from proxyplane.connectors import _maps
+        _maps._map_limit = 100
         key = connector.put_sync([b"x" * 70_000])
         buffers = [connector.get_sync(key) for _ in range(150)]
         assert [type(buffer).__name__ for buffer in buffers] == ["memoryview"] * 100 + [
@@ -100,21 +100,21 @@ def test_the_system_refuses_a_map(tmp_path):
     run(
         """
         import ctypes, errno, mmap
-        from proxyplane.connectors import _file_read
+        from proxyplane.connectors import _maps
         key = connector.put_sync([b"x" * 70_000])
         real = mmap.mmap
         def refuse(*_, **__):
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         mmap.mmap = refuse
         assert type(connector.get_sync(key)).__name__ == "bytearray"
-        _file_read._most_descriptors = lambda: 0
+        _maps._most_descriptors = lambda: 0
         assert connector.get_sync(key) == b"x" * 70_000
         mmap.mmap = real
         if sys.platform == "linux" and sys.version_info < (3, 13):
             def refuse(*_):
                 ctypes.set_errno(errno.ENOMEM)
                 return 2**64 - 1
-            _file_read._c_mmap = refuse
+            _maps._c_mmap = refuse
             assert type(connector.get_sync(key)).__name__ == "bytearray"
             assert connector.get_sync(key) == b"x" * 70_000
         """,
@@ -128,8 +128,8 @@ def test_maps_in_a_cycle(tmp_path):
     printed = run(
         """
         import gc
-        from proxyplane.connectors import _file_read
-        _file_read._most_descriptors = lambda: 0
+        from proxyplane.connectors import _maps
+        _maps._most_descriptors = lambda: 0
         class Holder:
             def __init__(self, buffer):
                 self.buffer, self.me = buffer, self
@@ -139,7 +139,7 @@ def test_maps_in_a_cycle(tmp_path):
         for _ in range(50):
             Holder(connector.get_sync(key))
         gc.collect()
-        assert not _file_read.maps.live
+        assert not _maps.maps.live
         """,
         tmp_path / "objects",
     )
@@ -191,7 +191,7 @@ def test_no_descriptors_at_all(tmp_path):
 async def test_large_read_without_a_map_leaves_the_loop(connector, monkeypatch):
     """A large object that cannot be mapped is read on a worker thread."""
     key = await connector.put([b"x" * (3 << 20)])
-    monkeypatch.setattr(_file_read.maps, "map", lambda *_: None)
+    monkeypatch.setattr(_maps.maps, "map", lambda *_: None)
     real, on_loop = os.preadv, []
 
     def preadv(fd, buffers, offset):

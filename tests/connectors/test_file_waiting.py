@@ -13,10 +13,11 @@ import pytest
 
 from proxyplane._runtime.io_thread import io_thread
 from proxyplane.abc import DeferrableConnector
-from proxyplane.connectors import _file_watch, _inotify
-from proxyplane.connectors._file_dir import PENDING
 from proxyplane.connectors._inline import INLINE_BYTES
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file import inotify as inotify
+from proxyplane.connectors.file import watch as file_watch
+from proxyplane.connectors.file.directory import PENDING
 from proxyplane.exceptions import KeyExistsError, ObjectLostError
 from proxyplane.testing import cancelled_at
 from support.soak import times
@@ -41,7 +42,7 @@ def events_only():
     """What wakes is events, unless the test says otherwise; nobody waits when it is over."""
     with looking_every(1000):
         yield
-        assert all(nobody_waits(place.waiters) for place in _file_watch._places.values())
+        assert all(nobody_waits(place.waiters) for place in file_watch._places.values())
     assert inotify_watches() == []
 
 
@@ -87,7 +88,7 @@ def test_wakes_other_processes(tmp_path):
 @pytest.mark.parametrize("size", SIZES)
 async def test_wakes_its_own_process(connector, size, monkeypatch):
     """A set wakes who waits in the same process without the help of the kernel."""
-    monkeypatch.setattr(_inotify.Removals, "_handle", lambda self, event: None)
+    monkeypatch.setattr(inotify.Removals, "_handle", lambda self, event: None)
     key, lost = await connector.new_key(), await connector.new_key()
     tasks = [await waiting(connector, one) for one in (key, lost)]
     other = FileConnector.from_url(connector.url)
@@ -303,11 +304,11 @@ async def test_descriptors_stay_flat(connector):
 
 async def test_the_watch_goes_with_the_last_waiter(connector):
     """Some time after the last waiter has left nothing is watched."""
-    _file_watch.LOOK_SECONDS = 0.05
+    file_watch.LOOK_SECONDS = 0.05
     tasks = [await waiting(connector, await connector.new_key()) for _ in range(2)]
     tasks[0].cancel()
     await asyncio.sleep(0.2)
     assert inotify_watches() == [1]
     tasks[1].cancel()
     await until(lambda: inotify_watches() == [])
-    assert _file_watch._process.watcher.keepers == {}
+    assert file_watch._process.watcher.keepers == {}

@@ -8,8 +8,8 @@ import contextlib
 import pytest
 
 from proxyplane._runtime.io_thread import io_thread
-from proxyplane.connectors import _file_watch
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file import watch as file_watch
 from proxyplane.testing import in_forked_child
 from support.waiting import (
     inotify_watches,
@@ -27,7 +27,7 @@ def events_only():
     """What wakes is events, unless the test says otherwise; nobody waits when it is over."""
     with looking_every(1000):
         yield
-        assert all(nobody_waits(place.waiters) for place in _file_watch._places.values())
+        assert all(nobody_waits(place.waiters) for place in file_watch._places.values())
     assert inotify_watches() == []
 
 
@@ -74,7 +74,7 @@ def test_exit_while_waiting(tmp_path, where):
     code = """
         import asyncio, sys, threading, time
         from proxyplane._runtime.io_thread import io_thread
-        from proxyplane.connectors import _file_watch
+        from proxyplane.connectors.file import watch as file_watch
         from proxyplane.connectors.file import FileConnector
         connector = FileConnector(sys.argv[1])
         key = asyncio.run(connector.new_key())

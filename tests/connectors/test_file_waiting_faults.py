@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from proxyplane._runtime.io_thread import io_thread
-from proxyplane.connectors import _file_watch
-from proxyplane.connectors._file_dir import PENDING
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file import watch as file_watch
+from proxyplane.connectors.file.directory import PENDING
 from proxyplane.exceptions import ObjectLostError
 from support.mounts import mounted, need_root
 from support.soak import WAITERS, recovering, times
@@ -45,7 +45,7 @@ def events_only():
     """What wakes is events, unless the test says otherwise; nobody waits when it is over."""
     with looking_every(1000):
         yield
-        assert all(nobody_waits(place.waiters) for place in _file_watch._places.values())
+        assert all(nobody_waits(place.waiters) for place in file_watch._places.values())
     assert inotify_watches() == []
 
 
@@ -93,7 +93,7 @@ def test_overflow(connector, defended, monkeypatch):
     if most > 100_000:
         pytest.skip(f"the queue takes {most} events")
     if not defended:
-        monkeypatch.setattr(_file_watch._Watcher, "on_lost", lambda self, everyone: None)
+        monkeypatch.setattr(file_watch._Watcher, "on_lost", lambda self, everyone: None)
 
     async def main():
         keys, tasks = await many_waiting(connector, WAITERS if defended else 1)
@@ -173,7 +173,7 @@ async def test_removed_by_hand(connector):
 def test_the_folder_is_replaced(connector, tmp_path, defended, monkeypatch):
     """When another directory takes the place of the one that 5,000 wait at, that is watched."""
     if not defended:
-        monkeypatch.setattr(_file_watch._Watcher, "on_lost", lambda self, everyone: None)
+        monkeypatch.setattr(file_watch._Watcher, "on_lost", lambda self, everyone: None)
 
     async def main(number):
         keys, tasks = await many_waiting(connector, WAITERS if defended else 2)
@@ -195,7 +195,7 @@ def test_the_folder_is_replaced(connector, tmp_path, defended, monkeypatch):
 def test_the_directory_is_replaced_under_many(connector, tmp_path, defended, monkeypatch):
     """Where an empty directory takes its place, 5,000 who wait learn that all is gone."""
     if not defended:
-        monkeypatch.setattr(_file_watch._Watcher, "on_lost", lambda self, everyone: None)
+        monkeypatch.setattr(file_watch._Watcher, "on_lost", lambda self, everyone: None)
 
     async def main(number):
         _, tasks = await many_waiting(connector, WAITERS if defended else 1)
@@ -233,7 +233,7 @@ async def test_a_new_waiter_finds_a_replaced_directory(connector, tmp_path):
 
 async def test_the_directory_is_replaced(connector, tmp_path):
     """Where an empty directory takes the place of another, who waits learns that all is gone."""
-    _file_watch.LOOK_SECONDS = 0.1
+    file_watch.LOOK_SECONDS = 0.1
     task = await waiting(connector, await connector.new_key())
     Path(connector.directory).rename(tmp_path / "old")
     FileConnector(connector.directory)
@@ -270,7 +270,7 @@ def test_unmounted(tmp_path, monkeypatch, option, defended):
     """
     need_root()
     if not defended:
-        monkeypatch.setattr(_file_watch._Watcher, "on_lost", lambda self, everyone: None)
+        monkeypatch.setattr(file_watch._Watcher, "on_lost", lambda self, everyone: None)
 
     async def main(path):
         connector = FileConnector(path)
@@ -295,7 +295,7 @@ async def test_two_paths_to_one_directory(connector, tmp_path):
     assert inotify_watches() == [1]
     await asyncio.to_thread(set_elsewhere, connector, keys[0])
     await tasks[0]
-    watcher = _file_watch._process.watcher
+    watcher = file_watch._process.watcher
     io_thread().loop.call_soon_threadsafe(watcher.keepers[connector._waiting._place].look_now.set)
     await until(lambda: len(watcher.keepers) == 1)
     await asyncio.to_thread(set_elsewhere, connector, keys[1])
@@ -316,9 +316,9 @@ asyncio.run(main())
 POLLS = """
     import asyncio, logging, os, sys
     {before}
-    from proxyplane.connectors import _file_watch
+    from proxyplane.connectors.file import watch as file_watch
     from proxyplane.connectors.file import FileConnector
-    _file_watch.LOOK_SECONDS = 0.2
+    file_watch.LOOK_SECONDS = 0.2
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     async def main():
         connector = FileConnector(sys.argv[1])
@@ -394,7 +394,7 @@ async def test_remote(connector, caplog):
 
 async def test_remote_is_found_out(tmp_path, monkeypatch):
     """A directory that was made after the connector is looked at before it is watched."""
-    monkeypatch.setattr(_file_watch, "is_remote", lambda kind: True)
+    monkeypatch.setattr(file_watch, "is_remote", lambda kind: True)
     connector = FileConnector.from_url(f"file://{tmp_path}/objects")
     key = await FileConnector(tmp_path / "objects").new_key()
     task = await waiting(connector, key)

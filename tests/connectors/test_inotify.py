@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from proxyplane.connectors import _inotify
-from proxyplane.connectors._inotify import Removals, load
+from proxyplane.connectors.file import inotify as inotify
+from proxyplane.connectors.file.inotify import Removals, load
 from support.waiting import drop_watches, inotify_watches, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is of Linux")
@@ -65,9 +65,9 @@ def remove_some(folder: Path, count: int) -> None:
 async def test_in_order(removals, listener, tmp_path):
     """Each removal is told, in its order; more than one reading of them lets the loop go on."""
     removals.watch(str(tmp_path), "me")
-    remove_some(tmp_path, 3 * _inotify._BATCH)
-    await until(lambda: len(listener.removed) == 3 * _inotify._BATCH)
-    assert listener.removed == [("me", str(number)) for number in range(3 * _inotify._BATCH)]
+    remove_some(tmp_path, 3 * inotify._BATCH)
+    await until(lambda: len(listener.removed) == 3 * inotify._BATCH)
+    assert listener.removed == [("me", str(number)) for number in range(3 * inotify._BATCH)]
 
 
 @pytest.mark.parametrize("by", ["us", "the library"])
@@ -76,7 +76,7 @@ async def test_closed_while_events_are_read(removals, listener, tmp_path, by):
     removals.watch(str(tmp_path), "me")
     # The library closes it by itself when the interpreter exits.
     listener.on_first = removals.close if by == "us" else removals._instance.close
-    remove_some(tmp_path, 3 * _inotify._BATCH)
+    remove_some(tmp_path, 3 * inotify._BATCH)
     await until(lambda: listener.removed)
     removals._read()  # as one that was called for before it was closed
     await asyncio.sleep(0)
@@ -86,7 +86,7 @@ async def test_closed_while_events_are_read(removals, listener, tmp_path, by):
 async def test_closed_and_opened_again(removals, listener, tmp_path):
     """What was still to be read of one instance is nobody's, and the next one is read."""
     watch = removals.watch(str(tmp_path), "me")
-    remove_some(tmp_path, 2 * _inotify._BATCH)
+    remove_some(tmp_path, 2 * inotify._BATCH)
     await until(lambda: listener.removed)
     removals.unwatch(watch, "me")
     removals.close()

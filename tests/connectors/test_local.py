@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from proxyplane.abc import Connector, SupportsSync
 from proxyplane.connectors._inline import INLINE_BYTES, views
-from proxyplane.connectors.local import MAP_BYTES, LocalConnector
+from proxyplane.connectors.local.connector import MAP_BYTES, LocalConnector
 from proxyplane.exceptions import (
     ConfigError,
     ConnectorClosedError,
@@ -331,7 +331,7 @@ def test_put_is_won_once():
 
 def test_put_under_a_key_taken_meanwhile(monkeypatch):
     """A key that is taken while the body is copied is refused, and keeps what it holds."""
-    import proxyplane.connectors.local as module
+    import proxyplane.connectors.local.connector as module
 
     connector = LocalConnector()
     rival = LocalConnector.from_url(connector.url)
@@ -365,7 +365,7 @@ def test_loops_and_threads():
 
 async def test_large_copies_leave_the_loop(monkeypatch):
     """A large body is copied on a worker thread, a small one where it is."""
-    import proxyplane.connectors.local as module
+    import proxyplane.connectors.local.connector as module
 
     threads = []
     copy = module._copy
@@ -385,7 +385,7 @@ async def test_large_copies_leave_the_loop(monkeypatch):
 @pytest.mark.parametrize("phase", ["before", "copying", "done"])
 async def test_cancelled_put_leaves_nothing(monkeypatch, batch, phase):
     """Cancelled before, during or after the copy, a put leaves no object behind."""
-    import proxyplane.connectors.local as module
+    import proxyplane.connectors.local.connector as module
 
     workers = Workers(monkeypatch)
     connector = LocalConnector()

@@ -16,8 +16,8 @@ from proxyplane import (
     Store,
 )
 from proxyplane.config import connector_from_url
-from proxyplane.connectors import _multi_parts
 from proxyplane.connectors.multi import Policy
+from proxyplane.connectors.multi import parts as multi_parts
 from proxyplane.exceptions import (
     ConnectorClosedError,
     ConnectorUnavailableError,
@@ -188,7 +188,7 @@ async def test_dormant_connectors_are_made_when_needed(tmp_path):
 
 async def test_closing_leaves_dormant_connectors_alone(monkeypatch):
     """Closing does not make a connector, only to close it."""
-    monkeypatch.setattr(_multi_parts, "connector_from_url", None)
+    monkeypatch.setattr(multi_parts, "connector_from_url", None)
     multi = MultiConnector({"server": NO_SERVER})
     await multi.aclose(clear=True)
     with pytest.raises(ConnectorClosedError):
@@ -234,7 +234,7 @@ def test_threads_make_one_connector(tmp_path, monkeypatch):
         made.append(CoroutinesOnly(connector_from_url(url)))
         return made[-1]
 
-    monkeypatch.setattr(_multi_parts, "connector_from_url", slowly)
+    monkeypatch.setattr(multi_parts, "connector_from_url", slowly)
     multi = MultiConnector({"files": f"file://{tmp_path}/objects"})
     used = []
 
@@ -262,7 +262,7 @@ async def test_closed_while_a_connector_is_made(tmp_path, monkeypatch):
         made.append(connector_from_url(url))
         return made[-1]
 
-    monkeypatch.setattr(_multi_parts, "connector_from_url", slowly)
+    monkeypatch.setattr(multi_parts, "connector_from_url", slowly)
     multi = MultiConnector({"files": f"file://{tmp_path}/objects"})
     putting = asyncio.ensure_future(multi.put([b"x"]))
     await asyncio.to_thread(entered.wait)

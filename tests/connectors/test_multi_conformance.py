@@ -9,12 +9,12 @@ import shutil
 import pytest
 from redis import Redis
 
-from proxyplane.connectors._file_io import file_name
-from proxyplane.connectors._local_medium import Entry
 from proxyplane.connectors._multi_keys import HERE, read_record, split
 from proxyplane.connectors.endpoint import EndpointConnector
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file.publish import file_name
 from proxyplane.connectors.local import LocalConnector
+from proxyplane.connectors.local.medium import Entry
 from proxyplane.connectors.multi import MultiConnector, Policy
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.testing import ConnectorTests

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from proxyplane import LocalConnector, MultiConnector
-from proxyplane.connectors import _multi_tasks
-from proxyplane.connectors._multi_tasks import all_or_raise, to_the_end
+from proxyplane.connectors import _tasks
+from proxyplane.connectors._tasks import all_or_raise, to_the_end
 from proxyplane.connectors.multi import Policy
 from proxyplane.exceptions import (
     ConnectorLostError,
@@ -65,8 +65,8 @@ def slow(one):
 
 async def settled():
     """Returns when no call goes on behind its caller's back."""
-    while _multi_tasks._going_on:
-        await asyncio.wait(_multi_tasks._going_on)
+    while _tasks._going_on:
+        await asyncio.wait(_tasks._going_on)
 
 
 # -- batches -----------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ async def test_cancelled_twice():
 
 async def test_to_the_end_has_patience_for_so_long(monkeypatch):
     """A cancelled caller does not wait for ever; what fails later is nobody's warning."""
-    monkeypatch.setattr(_multi_tasks, "PATIENCE_SECONDS", 0.001)
+    monkeypatch.setattr(_tasks, "PATIENCE_SECONDS", 0.001)
     go_on, entered = asyncio.Event(), asyncio.Event()
 
     async def call():

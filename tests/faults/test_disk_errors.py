@@ -16,10 +16,10 @@ import sys
 
 import pytest
 
-from proxyplane.connectors import _file_swap
-from proxyplane.connectors._file_dir import PENDING, SWAPPING, UNPUBLISHED
-from proxyplane.connectors._file_io import file_name, sweep
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file import swap as file_swap
+from proxyplane.connectors.file.directory import PENDING, SWAPPING, UNPUBLISHED
+from proxyplane.connectors.file.publish import file_name, sweep
 from support.soak import SOAK, tally
 
 # Those that take a name or a descriptor. Not `close`, which frees a descriptor also when it fails,
@@ -33,8 +33,8 @@ MAKES = re.compile(r"^(open|writev|pwritev|link|rename|mkdir|utimens|fchmod)")
 
 OPERATIONS = """
 import json, os, sys
-import proxyplane.connectors._file_swap as swap
-from proxyplane.connectors._file_calls import go_on
+import proxyplane.connectors.file.swap as swap
+from proxyplane.connectors.file.calls import go_on
 from proxyplane.connectors._inline import views
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import ProxyPlaneError
@@ -259,7 +259,7 @@ def test_each_call_fails(tmp_path, how, defended, monkeypatch):
 
     Without a publication in one step the old object is gone with the error.
     """
-    monkeypatch.setattr(_file_swap, "_STALE_SECONDS", 0)
+    monkeypatch.setattr(file_swap, "_STALE_SECONDS", 0)
     failures, tries = [], 0
     with Operator(tmp_path / "objects", how, defended) as operator:
         for name, kind, number, error in list(faults(operator, NAMES if defended else ["swap"])):
@@ -301,14 +301,15 @@ def test_each_call_fails(tmp_path, how, defended, monkeypatch):
 
 FULL = """
 import asyncio, json, mmap, os, sys
-from proxyplane.connectors import _file_io, _file_swap
+from proxyplane.connectors.file import swap as file_swap
+from proxyplane.connectors.file import publish as file_io
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import StoreFullError
 
 defence, how = sys.argv[1:]
-real = _file_io.write_all
+real = file_io.write_all
 if defence == "short":
-    _file_io.write_all = lambda fd, bodies: os.writev(fd, bodies)
+    file_io.write_all = lambda fd, bodies: os.writev(fd, bodies)
 if defence == "mapped":
     def write_all(fd, bodies):
         size = sum(map(len, bodies))
@@ -317,7 +318,7 @@ if defence == "mapped":
         os.ftruncate(fd, size)
         with open(f"/proc/self/fd/{fd}", "r+b") as again:
             mmap.mmap(again.fileno(), size)[:] = b"".join(bodies)
-    _file_io.write_all = write_all
+    file_io.write_all = write_all
 
 async def refused(call):
     try:

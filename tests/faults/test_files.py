@@ -12,23 +12,23 @@ import textwrap
 
 import pytest
 
-from proxyplane.connectors import _file_io
-from proxyplane.connectors._file_dir import UNPUBLISHED
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file import publish as file_io
+from proxyplane.connectors.file.directory import UNPUBLISHED
 from support.mounts import mounted, need_root
 from support.soak import tally, times
 from support.waiting import run_code
 
 IN_PLACE = """
 import os, sys, time
-from proxyplane.connectors import _file_io
+from proxyplane.connectors.file import publish as file_io
 from proxyplane.connectors.file import FileConnector
 def write_all(fd, bodies):
     os.link(f"/proc/self/fd/{fd}", sys.argv[1] + "/torn", src_dir_fd=fd, follow_symlinks=True)
     os.write(fd, b"x" * 1000)
     print("half", flush=True)
     time.sleep(60)
-_file_io.write_all = write_all
+file_io.write_all = write_all
 FileConnector(sys.argv[1]).put_sync([b"x" * 2000])
 """
 
@@ -52,7 +52,7 @@ def test_killed_writer_undefended(tmp_path):
 def test_full_undefended(tmp_path, monkeypatch):
     """Who takes a short write for a whole one stores half an object, and gets no error."""
     need_root()
-    monkeypatch.setattr(_file_io, "write_all", lambda fd, bodies: os.writev(fd, bodies))
+    monkeypatch.setattr(file_io, "write_all", lambda fd, bodies: os.writev(fd, bodies))
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m,mode=700", "none") as path:
         connector = FileConnector(path)
         connector._directory.firm = False
@@ -62,19 +62,19 @@ def test_full_undefended(tmp_path, monkeypatch):
 
 BROKEN = """
 import json, os, sys
-from proxyplane.connectors import _file_io
+from proxyplane.connectors.file import publish as file_io
 from proxyplane.connectors.file import FileConnector
 from proxyplane.exceptions import ProxyPlaneError
 connector = FileConnector(sys.argv[1])
 connector._publisher.anonymous = sys.argv[2] == "True"
 if sys.argv[3] == "False":
-    real = _file_io.write_all
+    real = file_io.write_all
     def write_all(*args):
         try:
             real(*args)
         except OSError:
             pass
-    _file_io.write_all = write_all
+    file_io.write_all = write_all
 told = []
 for number in range(int(sys.argv[4])):
     body = b"%d" % number * 5000
@@ -138,9 +138,9 @@ def test_limits_undefended(tmp_path):
     code = """
         import asyncio, subprocess, sys
         open("/proc/sys/user/max_inotify_instances", "w").write("0")
-        from proxyplane.connectors import _file_watch
+        from proxyplane.connectors.file import watch as file_watch
         from proxyplane.connectors.file import FileConnector
-        _file_watch.LOOK_SECONDS, _file_watch.POLL_SECONDS = 1000, (1000, 1000)
+        file_watch.LOOK_SECONDS, file_watch.POLL_SECONDS = 1000, (1000, 1000)
         sets = "import asyncio, sys; from proxyplane.connectors.file import FileConnector;"
         sets += "asyncio.run(FileConnector(sys.argv[1]).set(sys.argv[2], [b'x']))"
         async def main():

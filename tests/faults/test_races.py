@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from proxyplane.connectors import _file_waiting
-from proxyplane.connectors._file_io import Publisher
-from proxyplane.connectors._file_waiting import Registrations
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file import waiting as file_waiting
+from proxyplane.connectors.file.publish import Publisher
+from proxyplane.connectors.file.waiting import Registrations
 from proxyplane.connectors.redis import RedisConnector, client
 from proxyplane.connectors.redis.later import WAS_SET, record_name
 from proxyplane.connectors.redis.resp import command
@@ -50,7 +50,7 @@ async def test_two_setters_who_saw_it_unset(tmp_path, monkeypatch, anonymous, de
 
     monkeypatch.setattr(Registrations, "refuse_set", refuse_set)
     if not defended:
-        monkeypatch.setattr(_file_waiting, "lock_or_stall", lambda fd, wait: None)
+        monkeypatch.setattr(file_waiting, "lock_or_stall", lambda fd, wait: None)
 
         def rename(self, temporary, target, unique):
             os.rename(temporary, target)

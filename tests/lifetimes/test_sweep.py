@@ -15,8 +15,8 @@ from pathlib import Path
 
 import proxyplane as pp
 import proxyplane.sync
-from proxyplane.connectors._file_dir import LEASES, PENDING, UNPUBLISHED
-from proxyplane.connectors._file_leases import Leases
+from proxyplane.connectors.file.directory import LEASES, PENDING, UNPUBLISHED
+from proxyplane.connectors.file.leases import Leases
 from support.owners import until
 
 OWNER = """

@@ -9,10 +9,11 @@ import time
 import pytest
 
 import proxyplane as pp
-from proxyplane.connectors import _file_leases, _file_swap
-from proxyplane.connectors._file_io import file_name
-from proxyplane.connectors._file_leases import Leases
-from proxyplane.connectors._file_swap import Swapper
+from proxyplane.connectors.file import leases as file_leases
+from proxyplane.connectors.file import swap as file_swap
+from proxyplane.connectors.file.leases import Leases
+from proxyplane.connectors.file.publish import file_name
+from proxyplane.connectors.file.swap import Swapper
 from support.names import no_exchange
 from support.waiting import LONG
 
@@ -55,7 +56,7 @@ def test_a_sweep_does_not_take_what_was_put_meanwhile(tmp_path, monkeypatch):
     path = str(tmp_path / file_name("name"))
     os.utime(path, (0, 0))  # ended; but what sweeps in the background knows it not
     assert connector.get_sync("name") is None
-    monkeypatch.setattr(_file_leases, "_LOCK_SECONDS", 60)
+    monkeypatch.setattr(file_leases, "_LOCK_SECONDS", 60)
     monkeypatch.setattr(Leases, "_take", take_later)
     monkeypatch.setattr(os, "link", watching)
     assert sweeper._leases.remove_ended(path) is not None
@@ -173,7 +174,7 @@ def test_the_first_who_cannot_lets_those_end_who_began(tmp_path, monkeypatch):
     got = []
     thread = threading.Thread(target=lambda: got.append(able.swap_sync("name", [b"2"])))
     looked, go_on = threading.Event(), threading.Event()
-    exchange, had, sleep = _file_swap._exchange, Swapper._had, time.sleep
+    exchange, had, sleep = file_swap._exchange, Swapper._had, time.sleep
 
     def exchange_late(*args):
         looked.set()
@@ -190,7 +191,7 @@ def test_the_first_who_cannot_lets_those_end_who_began(tmp_path, monkeypatch):
             others_go_on(0)
         return was
 
-    monkeypatch.setattr(_file_swap, "_exchange", exchange_late)
+    monkeypatch.setattr(file_swap, "_exchange", exchange_late)
     monkeypatch.setattr(time, "sleep", others_go_on)
     monkeypatch.setattr(Swapper, "_had", had_and_go_on)
     thread.start()

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import proxyplane as pp
-from proxyplane.connectors._file_io import is_library_key
+from proxyplane.connectors.file.publish import is_library_key
 from support import names_worker
 from support.names import no_exchange
 from support.names_worker import NAME, STOP, check, make_notes, read, write

@@ -12,9 +12,11 @@ import os
 
 import pytest
 
-from proxyplane.connectors import _file_leases, _file_watch, _sweeping
-from proxyplane.connectors._file_dir import PENDING
+from proxyplane.connectors import _sweeping
 from proxyplane.connectors.file import FileConnector
+from proxyplane.connectors.file import leases as file_leases
+from proxyplane.connectors.file import watch as file_watch
+from proxyplane.connectors.file.directory import PENDING
 from proxyplane.connectors.local import LocalConnector
 from proxyplane.connectors.redis import RedisConnector
 from proxyplane.connectors.redis import waiting as redis_waiting
@@ -117,7 +119,7 @@ class FileMedium(Medium):
         return made
 
     def waiting_for(self, connector, key):
-        place = _file_watch._places.get(connector.directory)
+        place = file_watch._places.get(connector.directory)
         if place is None or not (place.watched or place.polled):
             return 0
         return _count(place.waiters, key)
@@ -131,7 +133,7 @@ class FileMedium(Medium):
             await settled()
 
     def waiters(self, connector):
-        place = _file_watch._places.get(connector.directory)
+        place = file_watch._places.get(connector.directory)
         return 0 if place is None else len(place.waiters.names())
 
     def blind(self, monkeypatch, connector):
@@ -237,7 +239,7 @@ def _medium(request):
         elif request.param == "file":
             stack.enter_context(looking_every(1000))
             yield FileMedium(request.getfixturevalue("tmp_path") / "objects")
-            assert all(nobody_waits(place.waiters) for place in _file_watch._places.values())
+            assert all(nobody_waits(place.waiters) for place in file_watch._places.values())
         else:
             patch.setattr(redis_waiting, "BACKSTOP_SECONDS", NEVER)
             patch.setattr(redis_waiting, "IDLE_SECONDS", 0.01)
@@ -278,8 +280,8 @@ def looks_often(swept_often, monkeypatch):
     Only for tests of that: where something does come, nobody may owe it to a look.
     """
     monkeypatch.setattr(redis_waiting, "BACKSTOP_SECONDS", 0.2)
-    monkeypatch.setattr(_file_watch, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(_file_leases, "_BUCKET_SECONDS", 1)
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(file_leases, "_BUCKET_SECONDS", 1)
 
 
 @pytest.fixture

@@ -178,8 +178,8 @@ def test_fork(run, medium, defended):
             "from proxyplane._runtime.per_loop import PerLoop\n"
             "from proxyplane.connectors._waiters import Waiters\n"
             "PerLoop.after_fork_in_child = Waiters.after_fork_in_child = lambda self: None\n"
-            "from proxyplane.connectors import _file_watch\n"
-            "_file_watch.Place.after_fork_in_child = lambda self: None\n"
+            "from proxyplane.connectors.file import watch as file_watch\n"
+            "file_watch.Place.after_fork_in_child = lambda self: None\n"
         )
     count = times("fork while waiting") if defended else 1
     source = FORKS.format(before=before, count=count, defended=defended)

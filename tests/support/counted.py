@@ -19,7 +19,7 @@ from proxyplane import (
     MultiConnector,
     RedisConnector,
 )
-from proxyplane.connectors._file_leases import has_ended
+from proxyplane.connectors.file.leases import has_ended
 from proxyplane.connectors.multi import Policy
 from proxyplane.connectors.redis import parts
 from support.waiting import LONG

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Any
 
-from proxyplane.connectors import _file_swap
+from proxyplane.connectors.file import swap as file_swap
 
 LARGE = 100_000
 """Bytes of an object that is not in its record."""
@@ -23,6 +23,6 @@ def no_exchange(monkeypatch: Any) -> None:
     def refuse(one: str, other: str) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(_file_swap, "_exchange", refuse)
+    monkeypatch.setattr(file_swap, "_exchange", refuse)
     # There is nobody who could have just begun to.
-    monkeypatch.setattr(_file_swap, "UNSEEN_SECONDS", 0.0)
+    monkeypatch.setattr(file_swap, "UNSEEN_SECONDS", 0.0)

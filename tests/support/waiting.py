@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from proxyplane._runtime.io_thread import io_thread
-from proxyplane.connectors import _file_watch
+from proxyplane.connectors.file import watch as file_watch
 
 LONG = 20.0
 """Seconds that no wait takes, unless it was not woken."""
@@ -139,17 +139,17 @@ def looking_every(seconds: float):
     tests left is dropped first: it is kept for some seconds.
     """
     drop_watches()
-    before, _file_watch.LOOK_SECONDS = _file_watch.LOOK_SECONDS, seconds
+    before, file_watch.LOOK_SECONDS = file_watch.LOOK_SECONDS, seconds
     try:
         yield
     finally:
-        _file_watch.LOOK_SECONDS = before
+        file_watch.LOOK_SECONDS = before
         drop_watches()
 
 
 def drop_watches() -> None:
     """Returns when nothing is kept any more; nobody may be waiting."""
-    watcher = _file_watch._process.watcher
+    watcher = file_watch._process.watcher
     if watcher is None:
         return
     io = io_thread()

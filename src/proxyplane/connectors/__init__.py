@@ -1,1 +1,1 @@
-"""The connectors that come with the package, one medium a module."""
+"""The connectors that come with the package, one medium a room."""

@@ -13,7 +13,7 @@ from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey
 from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import ChosenKeys, KeyMaker
-from proxyplane.connectors._multi_tasks import to_the_end
+from proxyplane.connectors._tasks import to_the_end
 from proxyplane.connectors.endpoint.client import Client, Lease, lease_of, pack_batch
 from proxyplane.connectors.endpoint.keys import (
     LONGEST_KEY,

@@ -6,7 +6,7 @@ import os
 import sys
 
 from proxyplane.abc import Buffer
-from proxyplane.connectors._file_read import maps
+from proxyplane.connectors._maps import maps
 
 __all__ = ["POSSIBLE", "map_memory"]
 

@@ -30,7 +30,7 @@ from typing import Any, Final, TypeVar, cast
 from redis import exceptions as redis_errors
 
 from proxyplane.abc import Buffer
-from proxyplane.connectors._multi_tasks import to_the_end
+from proxyplane.connectors._tasks import to_the_end
 from proxyplane.connectors.redis import leases
 from proxyplane.connectors.redis.client import Client
 from proxyplane.connectors.redis.errors import CHANGING, is_passing, map_errors

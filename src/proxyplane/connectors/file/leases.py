@@ -27,10 +27,10 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from proxyplane._ttl import milliseconds
 from proxyplane.abc import Swept
-from proxyplane.connectors._file_dir import LEASES, PENDING, Directory
-from proxyplane.connectors._file_unshared import unshared
-from proxyplane.connectors._file_watch import wake_here
 from proxyplane.connectors._inline import WouldStallError
+from proxyplane.connectors.file.directory import LEASES, PENDING, Directory
+from proxyplane.connectors.file.unshared import unshared
+from proxyplane.connectors.file.watch import wake_here
 
 _BIT = stat.S_ISVTX
 _KIND, _LEASED = stat.S_IFMT(0o177777) | _BIT, stat.S_IFREG | _BIT

@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from proxyplane._runtime.fork import on_fork
 from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, Frames, FreshKey, Swept
-from proxyplane.connectors._file_dir import Directory, default_directory
-from proxyplane.connectors._file_errors import translate
-from proxyplane.connectors._file_io import Publisher, file_name, is_library_key, sweep
-from proxyplane.connectors._file_leases import Leases, deadline, has_ended, same_file
-from proxyplane.connectors._file_read import read
-from proxyplane.connectors._file_swap import Swapper
-from proxyplane.connectors._file_waiting import Registrations, Waiting, taken
 from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import ChosenKeys, KeyMaker
 from proxyplane.connectors._sweeping import sweep_in_background
+from proxyplane.connectors.file.directory import Directory, default_directory
+from proxyplane.connectors.file.errors import translate
+from proxyplane.connectors.file.leases import Leases, deadline, has_ended, same_file
+from proxyplane.connectors.file.publish import Publisher, file_name, is_library_key, sweep
+from proxyplane.connectors.file.read import read
+from proxyplane.connectors.file.swap import Swapper
+from proxyplane.connectors.file.waiting import Registrations, Waiting, taken
 from proxyplane.exceptions import ConfigError, ConnectorClosedError
 
 

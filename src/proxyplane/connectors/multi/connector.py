@@ -17,17 +17,17 @@ from proxyplane.abc import (
 )
 from proxyplane.connectors._inline import total, views
 from proxyplane.connectors._keys import KeyMaker
-from proxyplane.connectors._multi_batch import evict_all, put_all
 from proxyplane.connectors._multi_keys import join
-from proxyplane.connectors._multi_names import Names, swapping, taken
-from proxyplane.connectors._multi_parts import Found, Part, Parts, by_part, options
-from proxyplane.connectors._multi_tasks import all_or_raise
+from proxyplane.connectors._tasks import all_or_raise
+from proxyplane.connectors.multi.batch import evict_all, put_all
+from proxyplane.connectors.multi.names import Names, swapping, taken
+from proxyplane.connectors.multi.parts import Found, Part, Parts, by_part, options
 from proxyplane.exceptions import ConfigError, KeyExistsError, ObjectLostError
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["MultiConnector", "Policy"]
+__all__ = ["MultiConnector"]
 
 
 class MultiConnector(DeferrableConnector):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from proxyplane.connectors._file_dir import Directory, free_bytes
+from proxyplane.connectors.file.directory import Directory, free_bytes
 from proxyplane.exceptions import (
     ConnectorError,
     ConnectorLostError,

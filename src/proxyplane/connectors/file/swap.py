@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 
 from proxyplane.abc import RECORD_BYTES
-from proxyplane.connectors._file_dir import LOCK, SWAPPING, Directory
-from proxyplane.connectors._file_io import identity, write_all
-from proxyplane.connectors._file_leases import Leases, has_ended, is_leased, kept
-from proxyplane.connectors._file_unshared import unshared
 from proxyplane.connectors._inline import WouldStallError
+from proxyplane.connectors.file.directory import LOCK, SWAPPING, Directory
+from proxyplane.connectors.file.leases import Leases, has_ended, is_leased, kept
+from proxyplane.connectors.file.publish import identity, write_all
+from proxyplane.connectors.file.unshared import unshared
 
 _AT_FDCWD = -100
 _EXCHANGE = 2
@@ -71,7 +71,7 @@ class Swapper:
             name: Its name.
             bodies: What it holds.
             check: Called when all is written; an error from it changes nothing. Returns when the
-                lease of the file ends, as `_file_leases.deadline` says; None for no lease.
+                lease of the file ends, as `file.leases.deadline` says; None for no lease.
             wait: Whether one may wait for the lock of somebody else.
 
         Returns:

@@ -1,7 +1,4 @@
-"""Reading whole files: a large one is mapped, privately, and a small one is read.
-
-A map holds no descriptor once it is made, or few do: see `_Maps`.
-"""
+"""Files mapped privately; few of the maps hold a descriptor."""
 
 from __future__ import annotations
 
@@ -9,21 +6,10 @@ import errno
 import mmap
 import os
 import resource
-import stat
 import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
-
-from proxyplane.connectors._file_leases import has_ended
-from proxyplane.connectors._inline import WouldStallError
-
-MAP_BYTES = 64 << 10
-"""Bodies of at least this many bytes are mapped, smaller ones are read.
-
-Crossover, see the decision note: into fresh memory a map wins from 16 KB, into memory that was just
-freed a read wins up to 1 MB.
-"""
 
 _LINUX = sys.platform == "linux"
 # The kernel then asks for no memory in advance for pages that may be written some day: an object
@@ -32,45 +18,6 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if _LINUX else 0
 _FIXED = 0x10  # the mmap module does not name it
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _REFUSED = {*_NO_DESCRIPTORS, errno.ENOMEM, errno.ENODEV}
-
-
-def read(path: str, limit: int | None = None) -> bytearray | memoryview:
-    """The bytes of a file, private and writable: mapped when it is large, else read.
-
-    Args:
-        path: The file.
-        limit: Bytes to read at most, when it cannot be mapped.
-
-    Raises:
-        WouldStallError: It is larger than `limit` and cannot be mapped.
-        FileNotFoundError: There is none, or its lease has ended.
-        OSError: It cannot be read.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        found = os.fstat(fd)
-        if has_ended(found):
-            raise FileNotFoundError(errno.ENOENT, "its lease has ended")
-        size = found.st_size
-        if size >= MAP_BYTES:
-            if not stat.S_ISREG(found.st_mode):  # a directory has a size too
-                raise OSError(errno.EISDIR, "not a file")
-            mapped = maps.map(fd, size)
-            if mapped is not None:
-                return mapped
-            if limit is not None and size > limit:
-                raise WouldStallError
-        buffer = bytearray(size)
-        done = os.preadv(fd, [buffer], 0)
-        while done < size:
-            with memoryview(buffer) as whole:
-                got = os.preadv(fd, [whole[done:]], done)
-            if not got:
-                raise OSError(errno.EIO, f"the file ended after {done} of {size} bytes")
-            done += got
-        return buffer
-    finally:
-        os.close(fd)
 
 
 class _Maps:

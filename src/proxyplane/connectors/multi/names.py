@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from proxyplane.abc import RECORD_BYTES, Buffer, Connector, SupportsNames
 from proxyplane.connectors._inline import total
 from proxyplane.connectors._multi_keys import HERE, Record, join, pointer, read_record, split
-from proxyplane.connectors._multi_parts import Part, Parts, by_part, options
-from proxyplane.connectors._multi_tasks import all_or_raise, to_the_end
+from proxyplane.connectors._tasks import all_or_raise, to_the_end
+from proxyplane.connectors.multi.parts import Part, Parts, by_part, options
 from proxyplane.exceptions import (
     ConnectorError,
     ConnectorLostError,

@@ -21,8 +21,8 @@ from proxyplane.connectors._inline import (
     views,
 )
 from proxyplane.connectors._keys import KeyMaker
-from proxyplane.connectors._local_medium import Entry, Lease, Medium, Pending
 from proxyplane.connectors._waiters import deadline
+from proxyplane.connectors.local.medium import Entry, Lease, Medium, Pending
 from proxyplane.exceptions import (
     ConfigError,
     ConnectorClosedError,

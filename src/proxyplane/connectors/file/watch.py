@@ -37,9 +37,9 @@ from proxyplane._runtime.io_thread import (
     on_io_thread,
 )
 from proxyplane._runtime.workers import run_in_worker
-from proxyplane.connectors._file_dir import PENDING, file_system, is_remote
-from proxyplane.connectors._inotify import Removals, load
 from proxyplane.connectors._waiters import Waiters
+from proxyplane.connectors.file.directory import PENDING, file_system, is_remote
+from proxyplane.connectors.file.inotify import Removals, load
 from proxyplane.exceptions import IOThreadError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 from proxyplane.abc import Connector
 from proxyplane.connectors._multi_keys import join
-from proxyplane.connectors._multi_parts import Part, options
-from proxyplane.connectors._multi_tasks import to_the_end
+from proxyplane.connectors._tasks import to_the_end
+from proxyplane.connectors.multi.parts import Part, options
 from proxyplane.exceptions import PartialBatchError, ProxyPlaneError
 
 Groups = Mapping[Part, tuple[Connector, list[list[memoryview]]]]

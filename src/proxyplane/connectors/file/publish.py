@@ -21,10 +21,10 @@ from contextlib import suppress
 from typing import Literal, overload
 
 from proxyplane._runtime.progress import telling
-from proxyplane.connectors._file_dir import UNPUBLISHED, Directory
-from proxyplane.connectors._file_leases import Leases
-from proxyplane.connectors._file_unshared import unshared
 from proxyplane.connectors._inline import total
+from proxyplane.connectors.file.directory import UNPUBLISHED, Directory
+from proxyplane.connectors.file.leases import Leases
+from proxyplane.connectors.file.unshared import unshared
 from proxyplane.exceptions import ConnectorError
 
 # A body of this many bytes is not begun when there is no room for it: a disk that is filled to the
@@ -114,7 +114,7 @@ class Publisher:
             bodies: What to write.
             unique: Whether nobody else can publish under this name.
             check: Called when all is written; an error from it publishes nothing. Returns when the
-                lease of the file ends, as `_file_leases.deadline` says; None for no lease.
+                lease of the file ends, as `file.leases.deadline` says; None for no lease.
 
         Returns:
             What tells this file from a later one of the same name: `identity`. None if the name is
@@ -275,7 +275,7 @@ def _without(left: list[memoryview], written: int) -> list[memoryview]:
 
 
 def identity(found: os.stat_result) -> tuple[int, int]:
-    """Tells a file from a later one of the same name; see `_file_leases.same_file`."""
+    """Tells a file from a later one of the same name; see `file.leases.same_file`."""
     return found.st_ino, found.st_mtime_ns
 
 

@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from proxyplane._runtime.workers import run_in_worker
-from proxyplane.connectors._file_dir import PENDING, Directory
-from proxyplane.connectors._file_io import file_name, is_library_key
-from proxyplane.connectors._file_leases import (
+from proxyplane.connectors._waiters import deadline, too_late
+from proxyplane.connectors.file.directory import PENDING, Directory
+from proxyplane.connectors.file.leases import (
     Leases,
     deadline_of,
     has_ended,
     lock_or_stall,
     same_file,
 )
-from proxyplane.connectors._file_unshared import unshared
-from proxyplane.connectors._file_watch import Place, place_of, wake_here
-from proxyplane.connectors._waiters import deadline, too_late
+from proxyplane.connectors.file.publish import file_name, is_library_key
+from proxyplane.connectors.file.unshared import unshared
+from proxyplane.connectors.file.watch import Place, place_of, wake_here
 from proxyplane.exceptions import KeyExistsError, ObjectLostError
 
 # Seconds that a first look at a remote directory has, however short the timeout is: an object that
@@ -50,7 +50,7 @@ class Registrations:
 
         Args:
             key: The key.
-            ends: When its lease ends, as `_file_leases.deadline` says; None for no lease.
+            ends: When its lease ends, as `file.leases.deadline` says; None for no lease.
 
         Raises:
             OSError: It could not be written.

@@ -11,7 +11,6 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from proxyplane._runtime.workers import run_in_worker
 from proxyplane._ttl import require_ttl
 from proxyplane.abc import Buffer, DeferrableConnector, Frames, FreshKey, Swept
-from proxyplane.connectors._file_calls import FileCalls, go_on
 from proxyplane.connectors._inline import (
     INLINE_BYTES,
     Claim,
@@ -21,6 +20,7 @@ from proxyplane.connectors._inline import (
     total,
     views,
 )
+from proxyplane.connectors.file.calls import FileCalls, go_on
 from proxyplane.exceptions import ConfigError
 
 if TYPE_CHECKING:
