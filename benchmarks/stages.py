@@ -31,7 +31,7 @@ SIZE = 1_000_000
 LEASE = 1.0
 """Seconds; some forty stages."""
 _PAUSE = 0.02
-_SETTLED = 10.0
+_SETTLED = 30.0
 
 LEAK, BY_HAND, OWNED, LEASED = "as it comes", "evicted by hand", "owned", "leased"
 

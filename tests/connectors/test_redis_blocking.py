@@ -299,7 +299,7 @@ async def test_a_slow_link_is_not_taken_for_a_silent_one(redis_server, redis_url
 
         async with await asyncio.start_server(accept, sock=listening, limit=8 << 10):
             port = listening.getsockname()[1]
-            connector = RedisConnector(f"redis://127.0.0.1:{port}", namespace=namespace, timeout=1)
+            connector = RedisConnector(f"redis://127.0.0.1:{port}", namespace=namespace, timeout=2)
             key = await asyncio.to_thread(connector.put_sync, [bytes(1_000_000)])
             assert await asyncio.to_thread(connector.exists_sync, key)
             await connector.aclose(clear=True)

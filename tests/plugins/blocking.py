@@ -28,7 +28,7 @@ ALLOWED = [
     ("<frozen importlib._bootstrap>", Matching("_find_and_load")),
     # The few system calls of a small object take less than a hop to a thread. The large ones go
     # to a worker, where there is no loop. docs/decisions tells what was measured.
-    ("proxyplane/connectors/local.py", Matching("*_sync")),
+    ("proxyplane/connectors/local/connector.py", Matching("*_sync")),
     ("proxyplane/connectors/file/calls.py", Matching("*_sync")),
     # A few small files of this machine, once for each connector that is made by a name.
     ("proxyplane/connectors/endpoint/places.py", Matching("default_place", "find")),
