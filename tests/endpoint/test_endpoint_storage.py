@@ -17,6 +17,7 @@ from proxyplane.connectors.endpoint.shared import map_memory
 from proxyplane.endpoint import files
 from proxyplane.endpoint.room import Limits
 from proxyplane.endpoint.storage import Storage
+from proxyplane.endpoint.upload import Upload
 from proxyplane.exceptions import (
     ConnectorUnavailableError,
     KeyExistsError,
@@ -378,4 +379,64 @@ async def test_a_registration_that_comes_late(tmp_path, monkeypatch):
     assert await storage.evict(["key"]) == [True]
     assert not storage.is_awaited("key")
     assert os.listdir(tmp_path) == []
+    await storage.close()
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """No upload is finished before this is set; the list has those that wait."""
+    opened, waiting = asyncio.Event(), []
+    finish = Upload.finish
+
+    async def gated(self, *what):
+        waiting.append(self.key)
+        await opened.wait()
+        return await finish(self, *what)
+
+    monkeypatch.setattr(Upload, "finish", gated)
+    return opened, waiting
+
+
+async def stored(storage, call):
+    with await storage.begin("key", 3) as upload:
+        await upload.write(b"abc")
+        await call(upload)
+
+
+@pytest.mark.allow_blocking
+async def test_registered_while_it_is_swapped(tmp_path, gate):
+    """Either there is an object under a key, or it is awaited; not both."""
+    opened, waiting = gate
+    storage = Storage(str(tmp_path), Limits(persist=True), lambda key: None)
+    await storage.open()
+    late = asyncio.create_task(storage.register("key"))
+    swap = asyncio.create_task(stored(storage, lambda upload: storage.swap("key", upload)))
+    await until(lambda: waiting and os.listdir(tmp_path))
+    await asyncio.sleep(0.05)
+    opened.set()
+    await asyncio.wait([late, swap])
+    assert (len(storage), storage.awaited) in ((1, 0), (0, 1))
+    await storage.evict(["key"])
+    assert (len(storage), storage.awaited, os.listdir(tmp_path)) == (0, 0, [])
+    await storage.close()
+
+
+@pytest.mark.allow_blocking
+async def test_registered_once_more_while_it_is_set(tmp_path, gate):
+    """What comes for a registration that was evicted is not the object of the next one."""
+    opened, waiting = gate
+    storage = Storage(str(tmp_path), Limits(persist=True), lambda key: None)
+    await storage.open()
+    await storage.register("key")
+    late = asyncio.create_task(stored(storage, lambda upload: storage.commit([upload], later=True)))
+    await until(lambda: waiting)
+    await storage.evict(["key"])
+    again = asyncio.create_task(storage._register("key", None))
+    await asyncio.sleep(0.05)
+    opened.set()
+    with pytest.raises(ObjectLostError):
+        await late
+    await again
+    assert storage.is_awaited("key")
+    assert len(os.listdir(tmp_path)) == 1
     await storage.close()

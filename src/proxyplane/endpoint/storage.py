@@ -286,6 +286,7 @@ class Storage:
             path, head = self._files.new(key, "later"), write_head(key)
             raw = b"" if lease is None else pack(lease)
             await run_in_worker(write_file, path, head, raw)
+            await self._settled(key)
             # Two did it at once, and perhaps the object has come meanwhile; or it is over.
             if key in self._later or key in self._entries or key in self._forbidden:
                 await run_in_worker(remove, [path])
