@@ -43,7 +43,7 @@ def machine(document: Document) -> str:
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in about.items())]
     rounds = document["settings"]["rounds"]
     lines.append(f"| rounds | {rounds}; of what takes long at most 3 |")
-    used = about.get("used by others", "an unknown share of the cores")
+    used = about.get("used by others", "an unknown share")
     if document["settings"]["quick"]:
         lines += ["", "**A smoke run: these figures mean nothing.**"]
     elif not used.rstrip("%").isdigit() or int(used.rstrip("%")) > _QUIET:

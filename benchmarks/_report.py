@@ -144,8 +144,7 @@ class Report:
 
     def end(self) -> bool:
         """Prints what was not reached; returns whether everything was."""
-        self.machine["used by others"] = self._busy.others()
-        print(f"\nof the cores, others used {self.machine['used by others']} meanwhile")
+        print(f"\nof the cores, others used {self._busy.others()} meanwhile")
         asked = [row for row in self.rows if row.target is not None]
         missed = [row for row in asked if not row.reached]
         print(f"{len(asked) - len(missed)} of {len(asked)} targets reached")
@@ -154,7 +153,8 @@ class Report:
         return not missed
 
     def as_json(self) -> str:
-        """Everything, a figure on each line."""
+        """Everything so far, a figure on each line."""
+        self.machine["used by others"] = self._busy.others()
         rows = [{**dataclasses.asdict(row), "reached": row.reached} for row in self.rows]
         settings = dataclasses.asdict(self.settings)
         del settings["servers"]  # paths; the machine's description has their names
