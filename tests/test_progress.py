@@ -14,7 +14,6 @@ import uuid
 import pytest
 
 from proxyplane import (
-    Connector,
     EndpointConnector,
     FileConnector,
     LocalConnector,
@@ -31,6 +30,7 @@ from proxyplane.connectors.redis import parts
 from proxyplane.exceptions import ConnectorError, ConnectorLostError, SerializationError
 from proxyplane.sync import Store as BlockingStore
 from proxyplane.testing import FailingConnector
+from support.counted import Plain
 from support.tcp_proxy import TCPProxy
 from support.waiting import LONG, until
 
@@ -58,37 +58,6 @@ class Calls(list):
         assert self == sorted(set(self))
         assert [total] == [done for done, _ in self if done == total]
         assert self[-1] == (total, total)
-
-
-class Plain(Connector):
-    """Of a third party, which knows nothing of progress."""
-
-    scheme = "plain"
-    url = "plain:"
-
-    def __init__(self):
-        self.objects = {}
-
-    @classmethod
-    def from_url(cls, url):
-        raise NotImplementedError
-
-    async def put(self, frames, *, key=None):
-        key = key or uuid.uuid4().hex
-        self.objects[key] = b"".join(frames)
-        return key
-
-    async def get(self, key, *, size=None):
-        return self.objects.get(key)
-
-    async def exists(self, key):
-        return key in self.objects
-
-    async def evict(self, key):
-        return self.objects.pop(key, None) is not None
-
-    async def aclose(self, *, clear=False):
-        pass
 
 
 @pytest.fixture(params=["local", "file", "redis", "endpoint", "peer", "multi", "plain"])

@@ -57,7 +57,8 @@ class _Policy:
         ttl: float | None,
     ) -> None:
         # What cannot be is refused here, and not by the first task.
-        store._tagged(tags), store.keep(ttl, None)
+        store._tagged(tags)
+        store.keep(ttl, None)
         self.config = store.config()
         self.should_proxy = should_proxy or ProxyNever()
         self.ownership = ownership

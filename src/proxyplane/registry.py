@@ -180,8 +180,7 @@ def to_proxy(
         As `ato_proxy`.
     """
     store = default_store() if store is None else _underneath(store)
-    keep = store.keep(ttl, lifetime, evict)
-    operation = store.proxying(
+    operation = store.proxying_with(
         obj,
         key,
         serializer,
@@ -191,11 +190,11 @@ def to_proxy(
         eager,
         tags,
         strict,
-        keep,
         overwrite,
+        progress,
+        ttl,
+        lifetime,
     )
-    if progress is not None:
-        operation = store.told(operation, progress, made=key is None)
     return cast("Proxy[T]", operation.perform_blocking(store.on_blocking))
 
 

@@ -318,8 +318,7 @@ class Store(StoreLife):
             NonProxiableTypeError: The object is None or a bool.
             As `put`.
         """
-        keep = self.keep(ttl, lifetime, evict)
-        proxying = self.proxying(
+        proxying = self.proxying_with(
             obj,
             key,
             serializer,
@@ -329,11 +328,11 @@ class Store(StoreLife):
             eager,
             tags,
             strict,
-            keep,
             overwrite,
+            progress,
+            ttl,
+            lifetime,
         )
-        if progress is not None:
-            proxying = self.told(proxying, progress, made=key is None)
         proxy: Proxy[T] = await proxying.perform()
         return proxy
 

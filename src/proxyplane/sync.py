@@ -252,8 +252,7 @@ class Store:
         lifetime: Lifetime | None = None,
     ) -> Proxy[T]:
         """Blocking twin of `proxyplane.Store.proxy`."""
-        keep = self._store.keep(ttl, lifetime, evict)
-        operation = self._store.proxying(
+        operation = self._store.proxying_with(
             obj,
             key,
             serializer,
@@ -263,11 +262,11 @@ class Store:
             eager,
             tags,
             strict,
-            keep,
             overwrite,
+            progress,
+            ttl,
+            lifetime,
         )
-        if progress is not None:
-            operation = self._store.told(operation, progress, made=key is None)
         proxy: Proxy[T] = self._do(operation)
         return proxy
 

@@ -203,7 +203,7 @@ class Client:
                 f"{self._where} cannot be reached: {error}",
                 hint=f"proxyplane endpoint start {self._name}",
             ) from error
-        except ProtocolError as error:
+        except (ProtocolError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConnectorError(f"{self._where} does not speak as an endpoint: {error}") from error
         except TimeoutError as error:
             raise ConnectorLostError(
@@ -232,7 +232,7 @@ class Client:
             "POST", path, endpoint, fields=fields, size=len(body), body=[memoryview(body)]
         ) as answer:
             text = await answer.text()
-        return json.loads(text) if text else None
+            return json.loads(text) if text else None
 
     async def get(self, key: str, endpoint: str) -> Buffer | None:
         """Reads one object; a large one of this machine's endpoint is mapped."""
@@ -296,11 +296,15 @@ class Client:
                 at = left[0][1]
                 now = [one for one in left if one[1] == at]
                 left[:] = [one for one in left if one[1] != at]
-                await _forbid(client, [key for some, _, _ in now for key in some], at)
-                for _, _, one in now:
-                    _end(one)
+                try:
+                    await _forbid(client, [key for some, _, _ in now for key in some], at)
+                finally:
+                    for _, _, one in now:
+                        _end(one)
         finally:
             del under_way[which]
+            for _, _, one in left:  # this was cancelled, or failed: nobody is to wait on
+                _end(one)
             await client.aclose()
 
     async def aclose(self) -> None:

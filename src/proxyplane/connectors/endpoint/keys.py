@@ -28,7 +28,6 @@ __all__ = [
     "unquote_key",
 ]
 
-ID_LENGTH = 52
 SHORT = 16
 LONGEST_KEY = 1 << 15
 """Bytes of the longest key, in UTF-8."""

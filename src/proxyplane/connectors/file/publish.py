@@ -36,6 +36,8 @@ _TOLD_BYTES = 8 << 20
 _IOV_MAX = max(os.sysconf("SC_IOV_MAX"), 16)
 _LIBRARY_KEY = re.compile(r"[0-9a-f]{32}")
 _UNSAFE = re.compile(rb"[^a-z0-9_.-]")
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What a file system says that has no hard links."""
 _UNSUPPORTED = {
     errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EXDEV,
     errno.EPERM, errno.ENOENT,
@@ -188,7 +190,7 @@ class Publisher:
                 os.link(temporary, target)
                 return
             except OSError as exc:
-                if exc.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
+                if exc.errno not in NO_LINKS:
                     raise
                 self._links = False
         if not unique:

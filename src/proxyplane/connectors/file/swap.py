@@ -23,13 +23,12 @@ from proxyplane.abc import RECORD_BYTES
 from proxyplane.connectors._inline import WouldStallError
 from proxyplane.connectors.file.directory import LOCK, SWAPPING, Directory
 from proxyplane.connectors.file.leases import Leases, has_ended, is_leased, kept
-from proxyplane.connectors.file.publish import identity, write_all
+from proxyplane.connectors.file.publish import NO_LINKS, identity, write_all
 from proxyplane.connectors.file.unshared import unshared
 
 _AT_FDCWD = -100
 _EXCHANGE = 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
-_NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 # What a swap leaves behind in between belongs, after this many seconds, to one that was killed.
 _STALE_SECONDS = 3600.0
 
@@ -114,7 +113,7 @@ class Swapper:
             except FileExistsError:
                 pass  # somebody else was first: now there is something to exchange
             except OSError as error:
-                if error.errno not in _NO_LINK:
+                if error.errno not in NO_LINKS:
                     raise
                 self.exchanges = False
         with self.alone(wait=wait):

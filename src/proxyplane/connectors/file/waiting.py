@@ -153,7 +153,7 @@ class Registrations:
         try:
             if not same_file(os.lstat(path), wrote):
                 return
-            withdrawn = self._leases.unlink(path, file_name(key), again=not is_library_key(key))
+            withdrawn = self._leases.unlink(path, file_name(key), again=False)
         except FileNotFoundError:
             return
         if withdrawn:  # else it was evicted in between
